@@ -1,0 +1,194 @@
+"""The commands of a checkout, each with all its set-up: `python3 tools/dev.py demo|test|lint|check|bench [args]`.
+
+    demo    walpool's main job on real input                       args go to `walpool demo`
+    test    every test                                             args go to pytest
+    lint    formatting, lint rules and types                       --fix mends what can be mended
+    check   lint, then the tests that are not slow                 args go to pytest
+    bench   walpool against LMDB, SQLite and plain files           args go to tools/bench.py
+
+The first run makes .venv in the checkout with the Python that runs this file and installs walpool there,
+editable, with what the command needs. Later runs start at once. Only the standard library is imported, and what
+runs before the version check runs on Python 3.8 too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+OLDEST_PYTHON = (3, 11)
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "walpool-dev.json"  # what the last complete set-up made; written last
+PROJECT = ROOT / "pyproject.toml"
+
+
+def demo(args: Sequence[str]) -> NoReturn:
+    set_up()
+    become([VENV / "bin" / "walpool", "demo", *args])
+
+
+def test(args: Sequence[str]) -> NoReturn:
+    set_up("dev")
+    os.chdir(ROOT)
+    become(pytest(*args))
+
+
+def lint(args: Sequence[str]) -> int:
+    if list(args) not in ([], ["--fix"]):
+        say("lint takes no arguments but --fix")
+        return 2
+    set_up("dev")
+    fix = bool(args)
+    steps: dict[str, list[str | Path]] = {
+        "ruff format": [PYTHON, "-m", "ruff", "format", *([] if fix else ["--check"])],
+        "ruff check": [PYTHON, "-m", "ruff", "check", *(["--fix"] if fix else [])],
+        "mypy": [PYTHON, "-m", "mypy"],
+    }
+    failed = [name for name, command in steps.items() if run(command) != 0]
+    if failed:
+        say(f"lint failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def check(args: Sequence[str]) -> int:
+    lint_code = lint([])
+    tests_code = run(pytest("-m", "not slow", *args))
+    return tests_code or lint_code
+
+
+def bench(args: Sequence[str]) -> NoReturn:
+    set_up("bench")
+    become([PYTHON, ROOT / "tools" / "bench.py", *args])
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "test": test,
+    "lint": lint,
+    "check": check,
+    "bench": bench,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("args", nargs=argparse.REMAINDER, help="passed on")
+    chosen = parser.parse_args()
+    if sys.version_info < OLDEST_PYTHON:
+        have, need = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST_PYTHON))
+        fail(f"walpool needs Python {need} or newer, and {sys.executable} is {have}: run this with a newer one")
+    try:
+        return COMMANDS[chosen.command](chosen.args)
+    except KeyboardInterrupt:
+        return 130
+
+
+def pytest(*args: str) -> list[str | Path]:
+    # Left alone, pytest-xdist asks psutil for physical cores, which are fewer than those we may run on.
+    os.environ.setdefault("PYTEST_XDIST_AUTO_NUM_WORKERS", str(usable_cores()))
+    return [PYTHON, "-m", "pytest", "-n", "auto", *args]
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run(command: Sequence[str | Path]) -> int:
+    """Run one of several steps from the root of the checkout; its exit code, as a shell would say it."""
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    return code if code >= 0 else 128 - code
+
+
+def become(command: Sequence[str | Path]) -> NoReturn:
+    """Replace this process: the command's exit code and signals are then ours."""
+    os.execv(command[0], [str(word) for word in command])
+
+
+# --- set-up ---
+
+
+def set_up(*extras: str) -> None:
+    """Bring .venv to where walpool imports, with what `extras` of pyproject.toml name; nothing if it is there."""
+    import tomllib  # new in Python 3.11
+
+    text = PROJECT.read_text()
+    here = {"python": sys.version, "base": sys.base_prefix, "venv": str(VENV)}
+    project = hashlib.sha256(text.encode()).hexdigest()
+    with one_at_a_time():
+        done = read_stamp()
+        if done.get("here") != here:  # another Python, or a checkout that was moved or copied with its .venv
+            make_venv()
+            done = {}
+        installed = done.get("extras", []) if done.get("project") == project else None
+        missing = [extra for extra in extras if extra not in (installed or [])]
+        if installed is not None and not missing:
+            return
+        # walpool itself is installed once only: another command may be importing it at this moment.
+        wanted = [] if installed is not None else ["--editable", str(ROOT)]
+        optional = tomllib.loads(text)["project"]["optional-dependencies"]
+        install(wanted + [requirement for extra in missing for requirement in optional[extra]])
+        write_stamp({"here": here, "project": project, "extras": sorted({*(installed or []), *extras})})
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    with (ROOT / ".venv.lock").open("w") as lock:  # beside .venv, which may be removed and made anew
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make_venv() -> None:
+    say(f"making {VENV} with Python {sys.version.split()[0]}")
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], stdout=sys.stderr, check=False)
+    if made.returncode != 0:
+        fail("could not make .venv: see above; on Debian and Ubuntu the package python3-venv is needed")
+
+
+def install(requirements: Sequence[str]) -> None:
+    say("installing " + ", ".join(word for word in requirements if word != "--editable"))
+    pip: list[str | Path] = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+    if subprocess.run(pip, cwd=ROOT, stdout=sys.stderr, check=False).returncode != 0:
+        fail("pip could not install the above: mend what it names (usually the network) and run this again")
+
+
+def read_stamp() -> dict[str, Any]:
+    try:
+        stamp = json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) and PYTHON.exists() else {}
+
+
+def write_stamp(stamp: dict[str, Any]) -> None:
+    whole = STAMP.with_suffix(".new")
+    whole.write_text(json.dumps(stamp, indent=2))
+    whole.replace(STAMP)
+
+
+def say(text: str) -> None:
+    print(f"dev.py: {text}", file=sys.stderr, flush=True)
+
+
+def fail(text: str) -> NoReturn:
+    say(text)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
