@@ -1,0 +1,27 @@
+"""The names of files in a log's directory, both directions, in one place."""
+
+import re
+
+CONTROL = "control"
+APPEND_LOCK = "append.lock"
+SYNC_LOCK = "sync.lock"
+SLOTS_LOCK = "slots.lock"
+MAINTENANCE_LOCK = "maintenance.lock"
+QUARANTINE = "quarantine"
+
+MAX_LSN = (1 << 63) - 1
+_SEGMENT = re.compile(r"([0-9]{20})\.wal", re.ASCII)
+
+
+def segment_name(first_lsn: int) -> str:
+    assert 1 <= first_lsn <= MAX_LSN
+    return f"{first_lsn:020d}.wal"
+
+
+def parse_segment_name(name: str) -> int | None:
+    """The first LSN a segment's name states, or None for a name that is not a segment's."""
+    found = _SEGMENT.fullmatch(name)
+    if found is None:
+        return None
+    first_lsn = int(found[1])
+    return first_lsn if 1 <= first_lsn <= MAX_LSN else None

@@ -1,0 +1,39 @@
+"""What a caller chooses: sync mode, recovery mode, and the options of a writer."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+MIB = 1 << 20
+DEFAULT_SIZE_LIMIT = 64 * MIB
+MAX_SIZE_LIMIT = 4 << 30  # offsets stay far from 2**63 and a frame's length fits its 32-bit field
+
+
+class SyncMode(Enum):
+    """What a successful append has survived when it returns (docs/durability.md has the table)."""
+
+    NONE = "none"  # buffered in the process: lost when the process is killed
+    NORMAL = "normal"  # in the kernel's page cache: survives SIGKILL of any process, not a power cut
+    FULL = "full"  # on disk
+
+
+class RecoveryMode(Enum):
+    """What to do about damage, when a log is read or recovered."""
+
+    TOLERATE_TAIL = "tolerate_tail"  # a torn tail ends the log; damage in durable bytes is refused
+    STRICT = "strict"  # any damage is refused
+    POINT_IN_TIME = "point_in_time"  # the log ends at the first damage, durable or not
+    SALVAGE = "salvage"  # skip damaged ranges, keep every intact frame
+
+
+@dataclass(frozen=True, slots=True)
+class WriterOptions:
+    """Everything a pickled or forked writer needs to open the log again."""
+
+    sync_mode: SyncMode = SyncMode.NORMAL
+    size_limit: int = DEFAULT_SIZE_LIMIT  # bytes of one segment
+    lock_timeout: float | None = None  # seconds; None waits in the kernel
+    mode: int = 0o600  # of every file; directories get the matching x bits
+    metrics: bool = True
+    name: str | None = None
+    recovery: RecoveryMode = RecoveryMode.TOLERATE_TAIL
+    buffer_bytes: int = 256 * 1024  # SyncMode.NONE only
