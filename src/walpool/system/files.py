@@ -1,0 +1,293 @@
+"""Files and directories, opened so that nobody can trick us into another file.
+
+Holds: every open has O_CLOEXEC, O_NOFOLLOW and O_NONBLOCK (a FIFO would block for ever) and goes through the
+directory's descriptor; what was opened is a regular file with one link whose owner we trust, or it is refused.
+"""
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from walpool.errors import IOFailed, LogFull, LogNotFound, UnsafeLog
+from walpool.system.calls import calls
+
+_SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+READ = os.O_RDONLY
+WRITE = os.O_RDWR
+CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK}
+
+
+@contextmanager
+def typed_errors(path: str) -> Iterator[None]:
+    """An OSError inside becomes the walpool error a caller can act on; errno and cause are kept."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise  # what a missing file means, only the caller knows
+    except OSError as error:
+        typed = typed_error(error, path)
+        if typed is error:
+            raise
+        raise typed from error
+
+
+def typed_error(error: OSError, path: str) -> Exception:
+    if isinstance(error, (LogFull, IOFailed, LogNotFound)) or error.errno is None:
+        return error
+    what = os.strerror(error.errno)
+    if error.errno in _NO_SPACE:
+        return LogFull(error.errno, f"{path}: {what}; nothing was appended, retry when there is room")
+    if error.errno in _REFUSED:
+        return UnsafeLog(path, f"refused: {what}")
+    return IOFailed(error.errno, f"{path}: {what}; nothing was appended")
+
+
+class File:
+    """One open regular file."""
+
+    __slots__ = ("fd", "path", "stat")
+
+    def __init__(self, fd: int, path: str, found: os.stat_result) -> None:
+        self.fd = fd
+        self.path = path
+        self.stat = found  # as it was when opened: device, inode, owner, size
+
+    def size(self) -> int:
+        return calls.fstat(self.fd).st_size
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Up to `length` bytes from `offset`; fewer only at the end of the file."""
+        with typed_errors(self.path):
+            data = calls.pread(self.fd, length, offset)
+            while len(data) < length:
+                more = calls.pread(self.fd, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+            return data
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """How many bytes of `view` were filled from `offset`; 0 at the end of the file."""
+        try:
+            return calls.preadv(self.fd, [view], offset)
+        except OSError as error:
+            raise typed_error(error, self.path) from error
+
+    def write(self, data: bytes, offset: int) -> None:
+        """All of `data` at `offset`, however many short writes that takes."""
+        with typed_errors(self.path):
+            write_rest(self.fd, data, offset, 0)
+
+    def sync(self) -> None:
+        """Make the bytes durable. An OSError here is final: the pages may be gone from the cache (see committer)."""
+        if sys.platform == "darwin":
+            calls.fcntl(self.fd, _F_FULLFSYNC)
+        else:
+            calls.fdatasync(self.fd)
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            calls.close(fd)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            self.close()
+
+
+_F_FULLFSYNC = 51  # macOS: fsync alone leaves the bytes in the drive's cache
+
+
+def write_rest(fd: int, data: bytes, offset: int, written: int) -> None:
+    """Finish a write of which `written` bytes are done: short writes happen on every file system."""
+    view = memoryview(data)
+    while written < len(view):
+        count = calls.pwrite(fd, view[written:], offset + written)
+        if count == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += count
+
+
+def cut_back(fd: int, size: int) -> None:
+    """Drop what a failed write left behind `size`, if the system lets us: the next write would cover it anyway."""
+    try:
+        if calls.fstat(fd).st_size > size:
+            calls.ftruncate(fd, size)
+    except OSError:
+        pass
+
+
+class Directory:
+    """An open directory; every name in it is looked up through its descriptor."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises LogNotFound when nothing is there, UnsafeLog when it is not a directory or a symlink."""
+        self.fd = -1
+        self.path = os.path.abspath(os.fspath(path))
+        try:
+            with typed_errors(self.path):
+                self.fd = calls.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise LogNotFound(self.path, "no such log") from None
+        self.stat = calls.fstat(self.fd)
+
+    def join(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def names(self) -> list[str]:
+        with typed_errors(self.path):
+            return calls.listdir(self.fd)
+
+    def open(self, name: str, flags: int = READ, mode: int = 0o600) -> File:
+        """Open a file of the log; FileNotFoundError and FileExistsError pass, all else is typed.
+
+        A file that is made gets exactly `mode`, whatever the umask.
+        """
+        path = self.join(name)
+        try:
+            fd = calls.open(name, flags | _SAFE, mode, dir_fd=self.fd)
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except OSError as error:
+            raise typed_error(error, path) from error
+        try:
+            found = calls.fstat(fd)
+            if flags & os.O_CREAT and stat.S_IMODE(found.st_mode) != mode:
+                calls.fchmod(fd, mode)
+            self._check(found, path)
+            return File(fd, path, found)
+        except BaseException as error:
+            calls.close(fd)
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise typed_error(error, path) from error
+            raise
+
+    def _check(self, found: os.stat_result, path: str) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise UnsafeLog(path, "refused: not a regular file")
+        if found.st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)  # removed as we opened it
+        if found.st_nlink != 1:
+            raise UnsafeLog(path, f"refused: the file has {found.st_nlink} hard links, so another name can change it")
+        shared = self.stat.st_mode & stat.S_IWGRP and found.st_gid == self.stat.st_gid
+        if found.st_uid not in (os.geteuid(), self.stat.st_uid, 0) and not shared:
+            raise UnsafeLog(path, f"refused: the file belongs to user {found.st_uid}, not to the log's owner")
+
+    def open_or_create(self, name: str, mode: int = 0o600) -> File:
+        """Open for writing, made if need be; safe when several processes do it at once."""
+        while True:
+            try:
+                return self.open(name, WRITE)
+            except FileNotFoundError:
+                pass
+            try:
+                return self.open(name, CREATE, mode)
+            except FileExistsError:
+                continue
+
+    def identity(self, name: str) -> tuple[int, int] | None:
+        """Device and inode that the name leads to now, or None."""
+        try:
+            found = calls.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def size_of(self, name: str) -> int:
+        return calls.stat(name, dir_fd=self.fd, follow_symlinks=False).st_size
+
+    def rename(self, name: str, to: str) -> None:
+        with typed_errors(self.join(name)):
+            calls.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def unlink(self, name: str) -> None:
+        with typed_errors(self.join(name)):
+            calls.unlink(name, dir_fd=self.fd)
+
+    def make_directory(self, name: str) -> None:
+        try:
+            with typed_errors(self.join(name)):
+                calls.mkdir(name, 0o700, dir_fd=self.fd)
+        except (FileExistsError, IOFailed) as error:
+            if error.errno != errno.EEXIST:
+                raise
+
+    def sync(self) -> None:
+        calls.fsync(self.fd)
+
+    def check_ours(self) -> None:
+        """Raises UnsafeLog unless we may write here: our directory, or one shared with our group."""
+        uid = os.geteuid()
+        if self.stat.st_uid != uid and not self.stat.st_mode & stat.S_IWGRP:
+            raise UnsafeLog(self.path, f"the directory belongs to user {self.stat.st_uid}, this process is user {uid}")
+        if self.stat.st_mode & stat.S_IWOTH:
+            raise UnsafeLog(self.path, "anyone can write to the directory; take that permission away (chmod o-w)")
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            calls.close(fd)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            self.close()
+
+
+def create_directory(path: str | os.PathLike[str], mode: int) -> None:
+    """The log's directory, and its parents, unless they are there. The new entry is made durable.
+
+    `mode` is that of the files in it; the directory gets an x bit for each r bit. Parents keep the umask's mode.
+    """
+    place = os.path.abspath(os.fspath(path))
+    parent = os.path.dirname(place)
+    bits = mode | (mode & 0o444) >> 2
+    with typed_errors(place):
+        try:
+            calls.mkdir(place, bits)
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            try:
+                os.makedirs(parent, exist_ok=True)
+            except FileExistsError:
+                raise UnsafeLog(parent, "refused: not a directory") from None
+            try:
+                calls.mkdir(place, bits)
+            except FileExistsError:
+                return
+        fd = calls.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if stat.S_IMODE(calls.fstat(fd).st_mode) != bits:
+                calls.fchmod(fd, bits)
+        finally:
+            calls.close(fd)
+        fd = calls.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            calls.fsync(fd)
+        finally:
+            calls.close(fd)
+
+
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether the path is a directory; raises LogNotFound when nothing is there."""
+    place = os.path.abspath(os.fspath(path))
+    try:
+        found = calls.stat(place, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        raise LogNotFound(place, "no such log") from None
+    except OSError as error:
+        raise typed_error(error, place) from error
+    if stat.S_ISLNK(found.st_mode):
+        raise UnsafeLog(place, "refused: a symbolic link")
+    return stat.S_ISDIR(found.st_mode)
+
+
+def split(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The absolute directory and the name in it."""
+    return os.path.split(os.path.abspath(os.fspath(path)))

@@ -1,0 +1,198 @@
+"""Locks that the kernel releases when their holder dies, and the hook that keeps them right across a fork.
+
+`flock` on a descriptor that stays open is the hot path's lock (1.0 us a pair; filelock 65-100 us, and it waits by
+sleeping). `ByteLocks` are open-file-description locks on single bytes: byte n held means that the owner of writer
+slot n is alive. `maintenance` is a filelock for what is rare.
+
+Holds: a descriptor that carries a lock is closed, never unlocked, in a forked child: an unlock there would free
+the parent's lock.
+"""
+
+import errno
+import fcntl
+import os
+import random
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Protocol
+from weakref import WeakSet
+
+import filelock
+
+from walpool.errors import LogBusy
+from walpool.system.calls import calls
+from walpool.system.files import Directory, File, typed_error
+
+LOCK_EX = fcntl.LOCK_EX
+LOCK_SH = fcntl.LOCK_SH
+LOCK_UN = fcntl.LOCK_UN
+_NON_BLOCKING = fcntl.LOCK_EX | fcntl.LOCK_NB
+
+_BUSY = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
+
+
+def try_lock(fd: int) -> bool:
+    """Take the flock if it is free now."""
+    try:
+        calls.flock(fd, _NON_BLOCKING)
+    except OSError as error:
+        if error.errno in _BUSY:
+            return False
+        raise
+    return True
+
+
+def unlock(fd: int) -> None:
+    calls.flock(fd, LOCK_UN)
+
+
+def waiter(timeout_s: float | None, path: str) -> Callable[[int], None]:
+    """A function that takes the flock of a descriptor: in the kernel, or polling until `timeout_s`, then LogBusy.
+
+    Whoever polls can lose to those who wait in the kernel.
+    """
+    if timeout_s is None:
+        flock = calls.flock
+        return lambda fd: flock(fd, LOCK_EX)
+
+    def wait(fd: int) -> None:
+        deadline = calls.monotonic() + timeout_s
+        while not try_lock(fd):
+            left = deadline - calls.monotonic()
+            if left <= 0:
+                raise LogBusy(f"{path}: another process held the lock for {timeout_s} s")
+            calls.sleep(min(left, random.uniform(50e-6, 2e-3)))
+
+    return wait
+
+
+class Mutex(Protocol):
+    """Threads of this process, before the lock between processes. `with` takes it, so that no signal can leak it."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+    def locked(self) -> bool: ...
+
+
+class TimedMutex:
+    """A thread lock that gives up with LogBusy."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._lock = threading.Lock()
+        self._timeout_s = max(0.0, min(timeout_s, threading.TIMEOUT_MAX))
+
+    def __enter__(self) -> bool:
+        if not self._lock.acquire(timeout=self._timeout_s):
+            raise LogBusy(f"another thread of this process held the log for {self._timeout_s} s")
+        return True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+
+def mutex(timeout_s: float | None) -> Mutex:
+    return threading.Lock() if timeout_s is None else TimedMutex(timeout_s)
+
+
+if sys.platform == "darwin":  # <sys/fcntl.h>; Python does not name them there
+    _OFD_SETLK, _OFD_GETLK = 90, 92
+    _FLOCK = struct.Struct("@q q i h h")
+
+    def _flock(kind: int, start: int, length: int) -> bytes:
+        return _FLOCK.pack(start, length, 0, kind, os.SEEK_SET)
+
+    def _unflock(data: bytes) -> tuple[int, int]:
+        start, _, _, kind, _ = _FLOCK.unpack(data)
+        return kind, start
+
+else:
+    _OFD_SETLK, _OFD_GETLK = fcntl.F_OFD_SETLK, fcntl.F_OFD_GETLK
+    _FLOCK = struct.Struct("@h h 4x q q i 4x")
+
+    def _flock(kind: int, start: int, length: int) -> bytes:
+        return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+
+    def _unflock(data: bytes) -> tuple[int, int]:
+        kind, _, start, _, _ = _FLOCK.unpack(data)
+        return kind, start
+
+
+class ByteLocks:
+    """Locks on single bytes of a file, held until released, closed everywhere, or the holder dies."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def try_hold(self, byte: int) -> bool:
+        try:
+            calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_WRLCK, byte, 1))
+        except OSError as error:
+            if error.errno in _BUSY:
+                return False
+            raise typed_error(error, self._file.path) from error
+        return True
+
+    def release(self, byte: int) -> None:
+        calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte, 1))
+
+    def held_by_others(self, bytes_end: int) -> Iterator[int]:
+        """Bytes below `bytes_end` that another open file description holds, in order."""
+        byte = 0
+        while byte < bytes_end:
+            answer = calls.fcntl(self._file.fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, byte, bytes_end - byte))
+            assert isinstance(answer, bytes)
+            kind, start = _unflock(answer)
+            if kind == fcntl.F_UNLCK:
+                return
+            byte = max(byte, start)
+            yield byte
+            byte += 1
+
+
+@contextmanager
+def maintenance(directory: Directory, name: str, timeout_s: float | None) -> Iterator[None]:
+    """The lock around create, recover, prune and repair. Built when used, never kept: filelock and fork do not mix."""
+    directory.open_or_create(name).close()  # refuses a symlink or a FIFO in its place before filelock opens it
+    lock = filelock.FileLock(directory.join(name), fallback_to_soft=False, is_singleton=False, mode=0o600)
+    try:
+        lock.acquire(timeout=-1 if timeout_s is None else timeout_s, poll_interval=0.005)
+    except filelock.Timeout:
+        raise LogBusy(f"{directory.join(name)}: another process held the lock for {timeout_s} s") from None
+    except OSError as error:
+        raise typed_error(error, directory.join(name)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Forkable(Protocol):
+    def after_fork(self) -> None:
+        """Runs in a forked child: close inherited descriptors without unlocking, and mark yourself stale."""
+
+
+_forkables: "WeakSet[Forkable]" = WeakSet()
+
+
+def reopen_after_fork(handle: Forkable) -> None:
+    """Ask for `handle.after_fork()` in every child that a fork makes."""
+    _forkables.add(handle)
+
+
+def _in_child() -> None:
+    for handle in list(_forkables):
+        handle.after_fork()
+
+
+os.register_at_fork(after_in_child=_in_child)

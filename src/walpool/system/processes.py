@@ -1,0 +1,51 @@
+"""Which boot this is, random bits, and what a process id means to a person. Only locks decide who is alive."""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+from walpool.system.calls import calls
+
+
+def boot_id() -> tuple[int, int]:
+    """128 bits that differ after every boot, as two words."""
+    if sys.platform == "linux":
+        text = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+        number = int(text, 16)
+    else:
+        number = int.from_bytes(hashlib.blake2b(_boot_session(), digest_size=16).digest(), "big")
+    return number >> 64, number & (1 << 64) - 1
+
+
+def _boot_session() -> bytes:
+    """macOS: kern.bootsessionuuid; unlike the boot time it does not move when the clock is set."""
+    import ctypes
+
+    size = ctypes.c_size_t(64)
+    value = ctypes.create_string_buffer(size.value)
+    if ctypes.CDLL(None).sysctlbyname(b"kern.bootsessionuuid", value, ctypes.byref(size), None, 0) != 0:
+        return str(psutil.boot_time()).encode()
+    return value.value
+
+
+def pid() -> int:
+    return calls.getpid()
+
+
+def random_word() -> int:
+    """64 random bits from the system, never 0 in either half."""
+    while True:
+        word = int.from_bytes(os.urandom(8), "little")
+        if word & 0xFFFFFFFF and word >> 32:
+            return word
+
+
+def describe(process_id: int) -> str:
+    """The process's name for people, or an empty string: it may be gone, foreign, or in another pid namespace."""
+    try:
+        return psutil.Process(process_id).name()
+    except (psutil.Error, ValueError, OverflowError):
+        return ""
