@@ -1,0 +1,67 @@
+"""The segments of a log: which there are, opening one, making one.
+
+Holds: a segment's name states its first LSN; a directory may hold any other files, which are ignored.
+"""
+
+from typing import NamedTuple
+
+from walpool.errors import CorruptLog, UnsafeLog
+from walpool.format.header import HEADER_BYTES, WALHeader
+from walpool.format.names import parse_segment_name, segment_name
+from walpool.system.files import CREATE, READ, WRITE, Directory, File
+
+MAX_SEGMENTS = 1_000_000
+
+
+class Segment(NamedTuple):
+    """An open segment file and its decoded header."""
+
+    file: File
+    header: WALHeader
+
+
+def list_segments(directory: Directory) -> list[int]:
+    """The first LSN of every segment, ascending."""
+    found = [lsn for lsn in map(parse_segment_name, directory.names()) if lsn is not None]
+    if len(found) > MAX_SEGMENTS:
+        raise UnsafeLog(directory.path, f"{len(found)} segments are more than the {MAX_SEGMENTS} that walpool handles")
+    return sorted(found)
+
+
+def open_segment(directory: Directory, first_lsn: int, *, writable: bool = False) -> Segment:
+    """Raises FileNotFoundError when it is gone, CorruptLog when its header is damaged or not its own."""
+    file = directory.open(segment_name(first_lsn), WRITE if writable else READ)
+    try:
+        header = WALHeader.decode(file.read(HEADER_BYTES, 0), file.path)
+        if header.first_lsn != first_lsn:
+            raise CorruptLog(file.path, 40, first_lsn, f"the header says the segment starts at LSN {header.first_lsn}")
+    except BaseException:
+        file.close()
+        raise
+    return Segment(file, header)
+
+
+def create_segment(directory: Directory, header: WALHeader, mode: int) -> Segment:
+    """Make a segment, or finish one that a killed process left without a whole header.
+
+    Lock: append. Nothing can be in a file of this name but a header, because frames are appended to a segment only
+    after the control block names it; a file that holds more is another log's, or the control block is old.
+    """
+    name = segment_name(header.first_lsn)
+    try:
+        file = directory.open(name, CREATE, mode)
+    except FileExistsError:
+        file = directory.open(name, WRITE)
+        if file.stat.st_size > HEADER_BYTES:
+            file.close()
+            raise UnsafeLog(
+                directory.join(name),
+                "a segment that the control block does not know is in the way of the next one; "
+                "close every writer and open the log again to recover",
+            ) from None
+    try:
+        file.write(header.encode(), 0)
+    except BaseException:
+        file.close()  # without a whole header it is nobody's segment: the next rotation finishes it
+        raise
+    return Segment(file, header)

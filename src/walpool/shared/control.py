@@ -1,0 +1,237 @@
+"""The control block: what every process of a log maps and agrees on. A cache: each field can be read from segments.
+
+Layout, in 64-bit words of the machine's byte order. One writer per word; `stored under` names its lock:
+
+    word  name            stored under   meaning
+       0  magic           creation       "WALPCTRL"
+       1  layout          creation       version of this table
+       2  size            creation       bytes of the block
+     3-4  boot id         creation       the block is void after a reboot
+       5  generation      creation       random: which rebuild this is
+       6  stop            append / sync  0; RETIRED: replaced by a newer block; POISONED: a sync failed
+       7  identity crc    creation       CRC32C of words 0-5 and 8-12
+     8-9  device, inode   creation       of the control file itself: a copied directory is not the original
+   10-12  lock inodes     creation       of append.lock, sync.lock, slots.lock: a replaced lock file is noticed
+      16  commit          append         which state copy counts (commit & 1), and how often it changed
+      17  intent          append         commit + 1 while an append is under way: a killed one leaves it so
+      24  durable LSN     sync           everything at or below it is on disk
+      25  syncs           sync           how many syncs leaders made
+      26  sync time       sync           ns they took together
+   32-42  state A         append         see LogState, field by field
+   48-58  state B         append
+  512-..  slot pids       slot's byte    process id of the writer in slot n, for people
+
+Holds: a writer fills the state copy that `commit & 1` does not name and then stores commit + 1; that one store
+publishes everything, and a process killed anywhere before it changed nothing.
+"""
+
+import struct
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from walpool.errors import WALError
+from walpool.format.names import APPEND_LOCK, CONTROL, SLOTS_LOCK, SYNC_LOCK
+from walpool.system import processes
+from walpool.system.files import CREATE, READ, WRITE, Directory, File
+from walpool.system.shared_words import WORD, SharedWords, allocate
+
+MAGIC = int.from_bytes(b"WALPCTRL", "big")
+LAYOUT = 1
+_MAGIC, _LAYOUT, _SIZE, _BOOT, _GENERATION = 0, 1, 2, 3, 5
+STOP = 6
+_CRC, _DEVICE, _LOCK_INODES = 7, 8, 10
+LOCKS = (APPEND_LOCK, SYNC_LOCK, SLOTS_LOCK)
+COMMIT, INTENT = 16, 17
+DURABLE, SYNCS, SYNC_NS = 24, 25, 26
+COPIES = (32 * WORD, 48 * WORD)  # byte offsets of state A and B
+SLOT_PIDS = 512
+SLOT_ROWS = 1024
+CONTROL_BYTES = (SLOT_PIDS + SLOT_ROWS) * WORD
+
+RETIRED, POISONED = 1, 2
+
+
+class LogState(NamedTuple):
+    """Where the log stands: one copy of it is in force at any moment."""
+
+    segment: int  # first LSN of the active segment
+    sequence: int  # file sequence number of the active segment: one more than there were rotations
+    marker: int  # of the active segment
+    tail: int  # offset one past its last frame
+    next_lsn: int  # the LSN the next entry gets
+    last_append_ns: int  # appended_at of the last frame
+    entries: int  # appended in the life of the log
+    batches: int
+    bytes: int  # of frames
+    max_entry_bytes: int  # 16 + key + value of the largest entry
+    last_frame: int  # offset of the last frame in the active segment, 0 when it has none
+
+
+STATE = struct.Struct("=11Q")
+assert STATE.size == len(LogState._fields) * WORD <= COPIES[1] - COPIES[0]
+
+
+class ControlUnusable(WALError):
+    """The block is missing, foreign, damaged, of another boot, or retired: it has to be rebuilt from segments."""
+
+
+class Control:
+    """A mapped control block that was found to be this log's, of this boot, and in force."""
+
+    def __init__(self, file: File, shared: SharedWords) -> None:
+        self.file = file
+        self.words = shared.words
+        self.bytes = shared.bytes
+
+    @classmethod
+    def attach(cls, directory: Directory, *, writable: bool) -> "Control":
+        """Raises ControlUnusable with the reason; takes no lock and changes nothing."""
+        try:
+            file = directory.open(CONTROL, WRITE if writable else READ)
+        except FileNotFoundError:
+            raise ControlUnusable("there is no control block") from None
+        try:
+            if file.stat.st_size != CONTROL_BYTES:  # before mapping: a touch past the end is SIGBUS
+                raise ControlUnusable(f"the control block has {file.stat.st_size} bytes, not {CONTROL_BYTES}")
+            control = cls(file, SharedWords(file, CONTROL_BYTES, writable=writable))
+        except BaseException:
+            file.close()
+            raise
+        problem = control._problem()
+        if problem is not None:
+            control.close()
+            raise ControlUnusable(problem)
+        return control
+
+    def _problem(self) -> str | None:
+        words = self.words
+        if words[_MAGIC] != MAGIC or words[_LAYOUT] != LAYOUT or words[_SIZE] != CONTROL_BYTES:
+            return "the control block is of another kind or version"
+        if words[_CRC] != _identity_crc(self.bytes):
+            return "the control block's identity is damaged"
+        if (words[_BOOT], words[_BOOT + 1]) != processes.boot_id():
+            return "the control block is of another boot"
+        if (words[_DEVICE], words[_DEVICE + 1]) != (self.file.stat.st_dev, self.file.stat.st_ino):
+            return "the control block is a copy of another log's"
+        if words[STOP] == RETIRED:
+            return "the control block was replaced"
+        return None
+
+    def lock_inode(self, name: str) -> int:
+        """Of one of LOCKS, as it was when the block was made."""
+        return self.words[_LOCK_INODES + LOCKS.index(name)]
+
+    def state(self) -> LogState:
+        """The state in force. Without a lock it is read again until it did not move meanwhile.
+
+        The order of loads that this needs is x86-64's; before acting on damage, read once more under the append lock.
+        """
+        words = self.words
+        while True:
+            commit = words[COMMIT]
+            found = STATE.unpack_from(self.bytes, COPIES[commit & 1])
+            if words[COMMIT] == commit:
+                return LogState._make(found)
+
+    def publish(self, state: LogState) -> None:
+        """Put `state` in force. Lock: append."""
+        commit = self.words[COMMIT]
+        STATE.pack_into(self.bytes, COPIES[~commit & 1], *state)
+        self.words[COMMIT] = commit + 1  # last: nobody reads past the tail, so a killed writer shows nothing
+
+    @property
+    def durable_lsn(self) -> int:
+        return self.words[DURABLE]
+
+    def retire(self) -> None:
+        """Tell whoever still maps this block that another one is in force. Lock: maintenance and append."""
+        self.words[STOP] = RETIRED
+
+    def close(self) -> None:
+        """Close the file; the mapping goes with the last view of it."""
+        self.file.close()
+
+
+def _identity_crc(block: memoryview | bytes) -> int:
+    return crc32c(bytes(block[8 * WORD : 13 * WORD]), crc32c(bytes(block[: 6 * WORD])))
+
+
+class Totals(NamedTuple):
+    """What only a control block counts, carried from a void block into the one that replaces it."""
+
+    next_lsn: int = 1  # up to where the void block counted
+    batches: int = 0
+    max_entry_bytes: int = 0
+    syncs: int = 0
+    sync_ns: int = 0
+
+
+def last_totals(directory: Directory) -> Totals:
+    """The totals of the block in place, if it is a whole one of this layout: it may be void in all else."""
+    try:
+        file = directory.open(CONTROL)
+    except (FileNotFoundError, WALError):
+        return Totals()
+    try:
+        block = file.read(CONTROL_BYTES, 0)
+    finally:
+        file.close()
+    if len(block) != CONTROL_BYTES:
+        return Totals()
+    words = memoryview(block).cast("Q")
+    if (words[_MAGIC], words[_LAYOUT], words[_CRC]) != (MAGIC, LAYOUT, _identity_crc(block)):
+        return Totals()
+    state = LogState._make(STATE.unpack_from(block, COPIES[words[COMMIT] & 1]))
+    return Totals(state.next_lsn, state.batches, state.max_entry_bytes, words[SYNCS], words[SYNC_NS])
+
+
+def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, mode: int) -> None:
+    """Make the block under a temporary name and put it in place. Lock: maintenance and append.
+
+    A block that was in place is retired first, so that processes that map it notice.
+    """
+    generation = processes.random_word()
+    name = f"{CONTROL}.{generation:016x}.tmp"
+    file = directory.open(name, CREATE, mode)
+    try:
+        allocate(file, CONTROL_BYTES)  # a full disk shows here, as LogFull
+        image = bytearray(CONTROL_BYTES)
+        words = memoryview(image).cast("Q")
+        words[_MAGIC], words[_LAYOUT], words[_SIZE], words[_GENERATION] = MAGIC, LAYOUT, CONTROL_BYTES, generation
+        words[_BOOT], words[_BOOT + 1] = processes.boot_id()
+        words[_DEVICE], words[_DEVICE + 1] = file.stat.st_dev, file.stat.st_ino
+        for at, lock in enumerate(LOCKS, _LOCK_INODES):
+            words[at] = (directory.identity(lock) or (0, 0))[1]
+        words[_CRC] = _identity_crc(memoryview(image))
+        words[DURABLE], words[SYNCS], words[SYNC_NS] = durable_lsn, totals.syncs, totals.sync_ns
+        STATE.pack_into(image, COPIES[0], *state)
+        file.write(bytes(image), 0)
+        retire_existing(directory)
+        directory.rename(name, CONTROL)
+    except BaseException:
+        directory.unlink(name)
+        raise
+    finally:
+        file.close()
+
+
+def retire_existing(directory: Directory) -> None:
+    """Mark the block that is in place, whatever it is, if it is large enough to carry the mark."""
+    try:
+        old = directory.open(CONTROL, WRITE)
+    except FileNotFoundError:
+        return
+    try:
+        if old.stat.st_size == CONTROL_BYTES:
+            old.write(RETIRED.to_bytes(WORD, "little" if _LITTLE else "big"), STOP * WORD)
+    finally:
+        old.close()
+
+
+_LITTLE = struct.pack("=H", 1) == b"\x01\x00"
+
+
+def leftover(name: str) -> bool:
+    """Whether a file is what a killed `create_control` left."""
+    return name.startswith(f"{CONTROL}.") and name.endswith(".tmp")
