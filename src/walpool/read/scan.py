@@ -1,0 +1,179 @@
+"""Scanning: the frames of one segment after another, through one reused buffer.
+
+Holds: nothing behind `limit` is read into the buffer, because a live log's bytes there may still change; nothing is
+allocated for a length that the file does not have.
+"""
+
+from typing import NamedTuple
+
+from walpool.errors import CorruptLog, UnsupportedVersion
+from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames, read_frame
+from walpool.shared.catalog import Segment, open_segment
+from walpool.system.files import Directory, File
+
+INITIAL_CAPACITY = 8192
+
+
+class FrameWindow:
+    """The buffer that frames are read from, moved along one segment file; it grows to the largest frame met."""
+
+    def __init__(self, capacity: int = INITIAL_CAPACITY) -> None:
+        self.initial_capacity = capacity
+        self.resizes = 0
+        self._buffer = bytearray(capacity)
+        self._file: File | None = None
+        self._marker = 0
+        self.data = memoryview(self._buffer)[:0]  # what is filled
+        self._base = 0  # file offset of data[0]
+        self._at = 0  # in data, of the next frame
+
+    def start(self, segment: Segment, offset: int) -> None:
+        """Go on at `offset` of this segment."""
+        self._file = segment.file
+        self._marker = segment.header.marker
+        self._base = offset
+        self._at = 0
+        self.data = self.data[:0]
+
+    @property
+    def capacity(self) -> int:
+        """Bytes the buffer has grown to."""
+        return len(self._buffer)
+
+    @property
+    def offset(self) -> int:
+        """In the file, of the next frame."""
+        return self._base + self._at
+
+    def next(self, lsn: int, limit: int) -> Frame | End | Damage:
+        """The frame at `offset` whose first LSN is `lsn`, in a file that ends, for us, at `limit`.
+
+        Offsets in the answer are those in `data`; the window moves past a frame, and stays before anything else.
+        """
+        while True:
+            at = self._at
+            found = read_frame(self.data, at, self._marker, lsn, limit - self._base - at)
+            if type(found) is Frame:
+                self._at = found.end
+                return found
+            assert not isinstance(found, Frame)
+            if not found.needed or not self._fill(found.needed, limit):
+                return found
+
+    def _fill(self, needed: int, limit: int) -> bool:
+        """Have `needed` bytes from `offset` in the buffer, or as many as the file has; False when none came."""
+        assert self._file is not None
+        kept = self.data[self._at :]
+        if needed > len(self._buffer):
+            buffer = bytearray(needed)  # a new one: views of the old stay valid for whoever holds them
+            buffer[: len(kept)] = kept
+            self._buffer = buffer
+            self.resizes += 1
+        else:
+            self._buffer[: len(kept)] = bytes(kept)
+        self._base += self._at
+        self._at = 0
+        view = memoryview(self._buffer)
+        filled = len(kept)
+        wanted = min(len(view), limit - self._base)
+        came = self._file.read_into(view[filled:wanted], self._base + filled) if wanted > filled else 0
+        self.data = view[: filled + came]
+        return came > 0
+
+
+def refuse_unknown(frame: Frame, path: str) -> None:
+    """Raises UnsupportedVersion for a frame whose flags this version does not define."""
+    if frame.flags:
+        raise UnsupportedVersion(
+            f"{path}: LSN {frame.first_lsn} uses codec {frame.flags & 15} (flags {frame.flags:#x}), written by a newer"
+            " walpool: upgrade to read it"
+        )
+
+
+class Behind(NamedTuple):
+    """Intact frames found behind a place that could not be read."""
+
+    entries: int = 0
+    durable_lsn: int = 0  # the highest that any of them states
+    exhausted: bool = False  # the search gave up: there may be more
+
+
+def look_behind(segment: Segment, offset: int, least_lsn: int) -> Behind:
+    """What is intact behind `offset`, from `least_lsn` on: the evidence that tells damage from a torn tail."""
+    rest = segment.file.read(max(0, segment.file.size() - offset), offset)
+    entries = durable_lsn = 0
+    try:
+        for frame in find_frames(rest, 0, segment.header.marker, least_lsn):
+            entries += frame.count
+            durable_lsn = max(durable_lsn, frame.durable_lsn)
+    except SearchExhausted:
+        return Behind(entries, durable_lsn, True)
+    return Behind(entries, durable_lsn)
+
+
+class SegmentScan(NamedTuple):
+    """What reading one segment from its first frame found."""
+
+    first_lsn: int
+    next_lsn: int  # one past the last entry that counts
+    end: int  # offset one past the last frame that counts
+    batches: int
+    last_append_ns: int
+    durable_lsn: int  # the highest that its header or an intact frame states
+    problem: Damage | None  # why the frames stop, when it is neither their end nor the next segment; offset in the file
+    behind: Behind
+    sequence: int
+    path: str
+    largest_single: int  # encoded bytes of the largest frame with one entry
+
+
+def scan_segment(directory: Directory, first_lsn: int, limit_lsn: int | None, window: FrameWindow) -> SegmentScan:
+    """Read a segment's frames, up to `limit_lsn` (the next segment's first) or until they stop. Changes nothing.
+
+    Raises FileNotFoundError when it is gone, UnsupportedVersion for a newer one. All damage is in the answer.
+    """
+    try:
+        segment = open_segment(directory, first_lsn)
+    except CorruptLog as error:
+        damage = Damage(0, error.reason)
+        return SegmentScan(first_lsn, first_lsn, 0, 0, 0, 0, damage, Behind(), 0, error.path, 0)
+    try:
+        header = segment.header
+        size = segment.file.size()
+        window.start(segment, header.entries_offset)
+        lsn = first_lsn
+        batches = last_append_ns = largest = 0
+        durable_lsn = header.durable_lsn
+        problem: Damage | None = None
+        behind = Behind()
+        end = header.entries_offset
+        while limit_lsn is None or lsn < limit_lsn:
+            found = window.next(lsn, size)
+            if isinstance(found, Frame):
+                if limit_lsn is not None and found.next_lsn > limit_lsn:
+                    problem = Damage(end, f"a frame reaches past LSN {limit_lsn}, where the next segment starts")
+                    break
+                refuse_unknown(found, segment.file.path)
+                lsn = found.next_lsn
+                end = window.offset
+                batches += 1
+                last_append_ns = max(last_append_ns, found.appended_at)
+                durable_lsn = max(durable_lsn, found.durable_lsn)
+                if found.count == 1:
+                    largest = max(largest, found.end - found.body)
+                continue
+            behind = look_behind(segment, end, lsn)
+            durable_lsn = max(durable_lsn, behind.durable_lsn)
+            if isinstance(found, Damage):
+                problem = Damage(end, found.reason)
+            elif behind.entries or behind.exhausted:
+                problem = Damage(end, "zeros stand before intact frames")
+            elif limit_lsn is not None:
+                problem = Damage(end, f"the segment ends at LSN {lsn}, the next one starts at {limit_lsn}")
+            break
+        return SegmentScan(
+            first_lsn, lsn, end, batches, last_append_ns, durable_lsn, problem, behind, header.sequence,
+            segment.file.path, largest,
+        )  # fmt: skip
+    finally:
+        segment.file.close()
