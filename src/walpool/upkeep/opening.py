@@ -1,0 +1,192 @@
+"""Opening a log to append to it: find the control block and believe it, or rebuild it from the segments.
+
+Holds: a process claims a writer slot only while it sees a block it can believe, and checks that block once more under
+the append lock; whoever rebuilds holds maintenance and append and sees no slot held. So no block is ever rebuilt under
+a living writer, and N processes that open at the same instant end with one block.
+"""
+
+from dataclasses import dataclass
+
+from walpool.errors import CorruptLog, UnsafeLog
+from walpool.format.frame import FRAME_BYTES, Frame, read_frame
+from walpool.format.header import HEADER_BYTES
+from walpool.format.names import APPEND_LOCK, CONTROL, MAINTENANCE_LOCK, SLOTS_LOCK, SYNC_LOCK, segment_name
+from walpool.options import WriterOptions
+from walpool.shared import slots
+from walpool.shared.catalog import Segment, list_segments, open_segment
+from walpool.shared.control import COMMIT, INTENT, LOCKS, POISONED, STOP, Control, ControlUnusable, LogState
+from walpool.system import clock
+from walpool.system.files import WRITE, Directory, File, create_directory
+from walpool.system.locks import maintenance, unlock, waiter
+from walpool.upkeep.recovery import RecoveryReport, recover
+
+TRANSIENT_S = 2.0  # how long a slot that is held while a block must be rebuilt may belong to one that is just opening
+
+
+@dataclass(slots=True)
+class OpenLog:
+    """A log's files as one writer holds them open."""
+
+    directory: Directory
+    control: Control
+    append_lock: File
+    sync_lock: File
+    slots_lock: File
+    slot: int
+    segment: Segment  # the active one, when the log was opened
+    report: RecoveryReport | None = None
+
+    def replaced(self) -> str | None:
+        """The first file of ours whose name leads elsewhere by now, or None."""
+        for file, name in (
+            (self.append_lock, APPEND_LOCK),
+            (self.control.file, CONTROL),
+            (self.sync_lock, SYNC_LOCK),
+            (self.slots_lock, SLOTS_LOCK),
+        ):
+            if self.directory.identity(name) != (file.stat.st_dev, file.stat.st_ino):
+                return name
+        return None
+
+    def close(self) -> None:
+        """Close everything; the kernel frees the slot. Unlocks nothing, so it is right in a forked child too."""
+        self.control.close()
+        for file in (self.append_lock, self.sync_lock, self.slots_lock, self.segment.file):
+            file.close()
+        self.directory.close()
+
+
+def open_log(path: str, options: WriterOptions) -> OpenLog:
+    """Make the directory if need be, recover if need be, and hold a writer slot in it."""
+    create_directory(path, options.mode)
+    directory = Directory(path)
+    directory.check_ours()
+    opened = _attach(directory, options)
+    if isinstance(opened, OpenLog):
+        return opened
+    with maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout):
+        opened = _attach(directory, options)  # another process may have done it while we waited
+        if isinstance(opened, OpenLog):
+            return opened
+        report = _rebuild(directory, options, opened)
+        opened = _attach(directory, options)
+    if isinstance(opened, str):
+        raise UnsafeLog(directory.path, f"the log was recovered and still cannot be used: {opened}")
+    opened.report = report
+    return opened
+
+
+def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
+    """The open log, or why its control block has to be rebuilt."""
+    files: list[File] = []
+    control: Control | None = None
+    try:
+        control = Control.attach(directory, writable=True)
+        if control.words[STOP] == POISONED:
+            raise ControlUnusable("a sync failed")
+        for name in LOCKS:
+            files.append(directory.open(name, WRITE))
+            if files[-1].stat.st_ino != control.lock_inode(name):
+                raise ControlUnusable(f"{name} was replaced")
+        append_lock, sync_lock, slots_lock = files
+        slot = slots.Slot(slots_lock, control)
+        try:
+            waiter(options.lock_timeout, append_lock.path)(append_lock.fd)
+            if directory.identity(CONTROL) != (control.file.stat.st_dev, control.file.stat.st_ino):
+                raise ControlUnusable("the control block was replaced")
+            segment = _believe(directory, control)
+        finally:
+            unlock(append_lock.fd)
+        return OpenLog(directory, control, append_lock, sync_lock, slots_lock, slot.number, segment)
+    except (ControlUnusable, FileNotFoundError) as error:
+        _close(control, files)  # first of all frees the slot: whoever rebuilds must see none held
+        return str(error)
+    except BaseException:
+        _close(control, files)
+        raise
+
+
+def _close(control: Control | None, files: list[File]) -> None:
+    for file in files:
+        file.close()
+    if control is not None:
+        control.close()
+
+
+def _believe(directory: Directory, control: Control) -> Segment:
+    """The active segment, if the state and the segments agree; else ControlUnusable. Lock: append.
+
+    Costs the same for every size of log: it looks at the last frame, the place behind it, and the names.
+    """
+    state = control.state()
+    try:
+        segment = open_segment(directory, state.segment, writable=True)
+    except FileNotFoundError:
+        raise ControlUnusable("the active segment is missing") from None
+    except CorruptLog as error:
+        raise ControlUnusable(f"the active segment's header: {error.reason}") from None
+    try:
+        _believe_tail(segment, state, control)
+        newest = list_segments(directory)[-1]
+        if newest > state.segment and not (
+            newest == state.next_lsn and directory.size_of(segment_name(newest)) <= HEADER_BYTES
+        ):
+            raise ControlUnusable("there are segments that the control block does not know")
+    except BaseException:
+        segment.file.close()
+        raise
+    return segment
+
+
+def _believe_tail(segment: Segment, state: LogState, control: Control) -> None:
+    header = segment.header
+    size = segment.file.size()
+    if (header.marker, header.sequence) != (state.marker, state.sequence) or state.tail > size:
+        raise ControlUnusable("the control block and its active segment disagree")
+    if state.last_frame:
+        if not header.entries_offset <= state.last_frame <= state.tail:
+            raise ControlUnusable("the control block's offsets contradict each other")
+        data = segment.file.read(state.tail - state.last_frame, state.last_frame)
+        last = read_frame(data, 0, header.marker, 0)
+        if not isinstance(last, Frame) or last.end != len(data) or last.next_lsn != state.next_lsn:
+            raise ControlUnusable("the last frame is not where the control block says")
+    elif state.tail != header.entries_offset or state.next_lsn != header.first_lsn:
+        raise ControlUnusable("the control block's positions contradict each other")
+    if control.durable_lsn >= state.next_lsn:
+        raise ControlUnusable("the control block calls durable what does not exist")
+    if control.words[INTENT] == control.words[COMMIT] + 1:
+        return  # a process was killed in its append: what it left at the tail is nobody's, the next append covers it
+    head = segment.file.read(FRAME_BYTES, state.tail)
+    claimed = int.from_bytes(head[8:12], "little")
+    if len(head) == FRAME_BYTES and claimed <= size - state.tail - FRAME_BYTES:
+        data = segment.file.read(FRAME_BYTES + claimed, state.tail)
+        if isinstance(read_frame(data, 0, header.marker, state.next_lsn), Frame):
+            raise ControlUnusable("the control block is behind its segment")
+
+
+def _rebuild(directory: Directory, options: WriterOptions, reason: str) -> RecoveryReport:
+    """Recover, unless a writer lives. Lock: maintenance."""
+    lock_mode = 0o600 | (0o060 if options.mode & 0o020 else 0)  # readers must not be able to lock writers out
+    append_lock, sync_lock, slots_lock = (directory.open_or_create(name, lock_mode) for name in LOCKS)
+    lock = waiter(options.lock_timeout, append_lock.path)
+    deadline = clock.monotonic() + TRANSIENT_S
+    try:
+        while True:
+            try:
+                lock(append_lock.fd)
+                held = list(slots.alive(slots_lock))
+                if not held:
+                    return recover(directory, options.recovery, reason, options.mode)
+            finally:
+                unlock(append_lock.fd)
+            if clock.monotonic() > deadline:
+                raise UnsafeLog(
+                    directory.path,
+                    f"{reason}, but the writers in slots {', '.join(map(str, held))} still have the log open: somebody"
+                    " removed or replaced files of a live log, or two sandboxes see different boot ids; close those"
+                    " writers and open again",
+                )
+            clock.sleep(0.01)
+    finally:
+        for file in (append_lock, sync_lock, slots_lock):
+            file.close()

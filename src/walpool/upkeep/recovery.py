@@ -1,0 +1,263 @@
+"""Recovery: what the segments say the log is, when the control block cannot be believed.
+
+Holds: recovery never changes a segment, it starts a new one whose first LSN says where the old one counts up to;
+what lies behind the cut is evidence and is moved, newest first, never deleted. So recovering twice gives the same, and
+a kill in the middle leaves a directory that recovers to the same end.
+Lock: `recover` runs with maintenance and append held, and no writer alive; `survey` needs no lock and touches nothing.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from enum import Enum
+
+from walpool.errors import CorruptLog
+from walpool.format.frame import find_frames
+from walpool.format.header import HEADER_BYTES, WALHeader
+from walpool.format.names import QUARANTINE, segment_name
+from walpool.options import RecoveryMode
+from walpool.read.scan import FrameWindow, SegmentScan, scan_segment
+from walpool.shared.catalog import Segment, create_segment, list_segments, open_segment
+from walpool.shared.control import LogState, create_control, last_totals, leftover
+from walpool.system import clock, processes
+from walpool.system.files import Directory
+
+log = logging.getLogger("walpool")
+
+
+class Decision(Enum):
+    CUT = "the log ends before the damage"
+    SKIP = "go on with the next intact frame"
+    REFUSE = "a person has to decide"
+
+
+# (mode, the damage is at or below the highest durable LSN, an intact frame follows it) -> what to do
+DECISIONS = {
+    (RecoveryMode.TOLERATE_TAIL, False, False): Decision.CUT,  # a torn tail
+    (RecoveryMode.TOLERATE_TAIL, False, True): Decision.CUT,  # a hole that a power cut left in unsynced bytes
+    (RecoveryMode.TOLERATE_TAIL, True, False): Decision.REFUSE,
+    (RecoveryMode.TOLERATE_TAIL, True, True): Decision.REFUSE,
+    (RecoveryMode.STRICT, False, False): Decision.REFUSE,
+    (RecoveryMode.STRICT, False, True): Decision.REFUSE,
+    (RecoveryMode.STRICT, True, False): Decision.REFUSE,
+    (RecoveryMode.STRICT, True, True): Decision.REFUSE,
+    (RecoveryMode.POINT_IN_TIME, False, False): Decision.CUT,
+    (RecoveryMode.POINT_IN_TIME, False, True): Decision.CUT,
+    (RecoveryMode.POINT_IN_TIME, True, False): Decision.CUT,
+    (RecoveryMode.POINT_IN_TIME, True, True): Decision.CUT,
+    (RecoveryMode.SALVAGE, False, False): Decision.CUT,
+    (RecoveryMode.SALVAGE, False, True): Decision.SKIP,
+    (RecoveryMode.SALVAGE, True, False): Decision.CUT,
+    (RecoveryMode.SALVAGE, True, True): Decision.SKIP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where bytes could not be read: `lsn` was expected at `offset` of `path`."""
+
+    path: str
+    offset: int
+    lsn: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What recovery read, where it cut, and what it left behind."""
+
+    reason: str  # why the control block could not be used
+    mode: RecoveryMode
+    segments: int  # in the log
+    segments_scanned: int
+    batches: int  # in the scanned segments
+    entries: int
+    durable_lsn: int  # the highest that the segments vouch for
+    next_lsn: int
+    cut: Place | None = None  # where the log now ends because of damage
+    intact_behind: int = 0  # intact entries behind the cut, kept as evidence
+    skipped: tuple[Place, ...] = ()  # SALVAGE: the damaged ranges
+    quarantined: tuple[str, ...] = ()  # segments moved aside
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the segments say; nothing was touched to learn it."""
+
+    segments: list[int]
+    scans: list[SegmentScan]
+    durable_lsn: int
+    next_lsn: int
+    last_append_ns: int
+    sequence: int  # the highest seen
+    cut: Place | None = None
+    intact_behind: int = 0
+    skipped: list[Place] = field(default_factory=list)
+
+
+def survey(directory: Directory, mode: RecoveryMode) -> Survey:
+    """Read from the highest durable LSN in the last segments forward, and decide about each damage.
+
+    Raises CorruptLog where `mode` refuses.
+    """
+    segments = list_segments(directory)
+    if not segments:
+        return Survey([], [], 0, 1, 0, 0)
+    window = FrameWindow(1 << 18)
+    newest = scan_segment(directory, segments[-1], None, window)
+    durable_lsn = newest.durable_lsn
+    back = len(segments) - 1  # the last segment whose header can be read has the last word on what is durable
+    while back and not newest.sequence and not durable_lsn:
+        back -= 1
+        durable_lsn = scan_segment(directory, segments[back], segments[back + 1], window).durable_lsn
+    start = max((at for at, first in enumerate(segments) if first <= durable_lsn + 1), default=0)
+    scans = [scan_segment(directory, segments[at], segments[at + 1], window) for at in range(start, len(segments) - 1)]
+    scans.append(newest)
+    result = Survey(
+        segments=segments,
+        scans=scans,
+        durable_lsn=max(durable_lsn, *(scan.durable_lsn for scan in scans)),
+        next_lsn=scans[0].first_lsn,
+        last_append_ns=max(scan.last_append_ns for scan in scans),
+        sequence=max(scan.sequence for scan in scans),
+    )
+    for at, scan in enumerate(scans):
+        result.next_lsn = scan.next_lsn
+        if scan.problem is None:
+            continue
+        later = scans[at + 1 :]
+        behind = scan.behind.entries + sum(other.next_lsn - other.first_lsn + other.behind.entries for other in later)
+        place = Place(scan.path, scan.problem.offset, scan.next_lsn, scan.problem.reason)
+        followed = behind > 0 or any(one.behind.exhausted for one in (scan, *later))
+        decision = DECISIONS[mode, scan.next_lsn <= result.durable_lsn, followed]
+        if decision is Decision.REFUSE:
+            raise CorruptLog(place.path, place.offset, place.lsn, place.reason)
+        if decision is Decision.CUT:
+            result.cut = place
+            result.intact_behind = behind
+            return result
+        result.skipped.append(place)
+        result.next_lsn = _last_intact(directory, scan)
+    return result
+
+
+def _last_intact(directory: Directory, scan: SegmentScan) -> int:
+    """One past the last intact entry of a damaged segment that SALVAGE reads on in."""
+    if not scan.behind.entries:
+        return scan.next_lsn
+    segment = open_segment(directory, scan.first_lsn)
+    try:
+        rest = segment.file.read(segment.file.size() - scan.end, scan.end)
+        *_, last = find_frames(rest, 0, segment.header.marker, scan.next_lsn)
+        return last.next_lsn
+    finally:
+        segment.file.close()
+
+
+def recover(directory: Directory, mode: RecoveryMode, reason: str, file_mode: int) -> RecoveryReport:
+    """Make the segments and the control block agree, and everything that counts durable."""
+    for name in directory.names():
+        if leftover(name):
+            directory.unlink(name)
+    found = survey(directory, mode)
+    totals = last_totals(directory)
+    for scan in found.scans:
+        if scan.first_lsn < found.next_lsn:
+            _sync_segment(directory, scan.first_lsn)
+    quarantined = _quarantine(directory, found)
+    active = _start_segment(directory, found, quarantined, file_mode)
+    active.file.sync()
+    directory.sync()
+    kept = [first for first in found.segments if first < active.header.first_lsn]
+    state = LogState(
+        segment=active.header.first_lsn,
+        sequence=active.header.sequence,
+        marker=active.header.marker,
+        tail=active.header.entries_offset,
+        next_lsn=active.header.first_lsn,
+        last_append_ns=found.last_append_ns,
+        entries=active.header.first_lsn - 1,
+        batches=totals.batches + sum(scan.batches for scan in found.scans if scan.first_lsn >= totals.next_lsn),
+        bytes=sum(max(0, directory.size_of(segment_name(first)) - HEADER_BYTES) for first in kept),
+        max_entry_bytes=max([totals.max_entry_bytes, *(scan.largest_single for scan in found.scans)]),
+        last_frame=0,
+    )
+    active.file.close()
+    create_control(directory, state, found.next_lsn - 1, totals, file_mode)
+    report = RecoveryReport(
+        reason=reason,
+        mode=mode,
+        segments=len(kept) + 1,
+        segments_scanned=len(found.scans),
+        batches=sum(scan.batches for scan in found.scans),
+        entries=sum(scan.next_lsn - scan.first_lsn for scan in found.scans),
+        durable_lsn=found.durable_lsn,
+        next_lsn=found.next_lsn,
+        cut=found.cut,
+        intact_behind=found.intact_behind,
+        skipped=tuple(found.skipped),
+        quarantined=tuple(quarantined),
+    )
+    _tell(directory, report)
+    return report
+
+
+def _sync_segment(directory: Directory, first_lsn: int) -> None:
+    file = directory.open(segment_name(first_lsn))
+    try:
+        file.sync()
+    finally:
+        file.close()
+
+
+def _quarantine(directory: Directory, found: Survey) -> list[str]:
+    """Move aside the segments in which nothing counts, newest first; a clean empty last one is kept for use."""
+    moved: list[str] = []
+    for first_lsn in reversed(found.segments):
+        if first_lsn < found.next_lsn:
+            break
+        if first_lsn == found.next_lsn == found.segments[-1] and _is_clean_and_empty(directory, first_lsn):
+            continue
+        name = segment_name(first_lsn)
+        if not moved:
+            directory.make_directory(QUARANTINE)
+        aside = f"{QUARANTINE}/{name}.{clock.time_ns()}"
+        directory.rename(name, aside)
+        moved.append(aside)
+    return moved
+
+
+def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
+    try:
+        segment = open_segment(directory, first_lsn)
+    except CorruptLog:
+        return False
+    try:
+        return segment.file.size() == segment.header.entries_offset
+    finally:
+        segment.file.close()
+
+
+def _start_segment(directory: Directory, found: Survey, quarantined: list[str], file_mode: int) -> Segment:
+    """The new active segment, or the clean empty one that is already there."""
+    if found.segments and found.segments[-1] == found.next_lsn and not quarantined:
+        return open_segment(directory, found.next_lsn, writable=True)
+    header = WALHeader(
+        created_at=clock.time_ns(),
+        sequence=found.sequence + 1,
+        first_lsn=found.next_lsn,
+        durable_lsn=found.next_lsn - 1,
+        marker=processes.random_word() & 0xFFFFFFFF,
+    )
+    return create_segment(directory, header, file_mode)
+
+
+def _tell(directory: Directory, report: RecoveryReport) -> None:
+    if report.cut is not None:
+        log.warning(
+            "%s: recovered; the log ends at LSN %d because of %s at offset %d of %s; %d intact entries lie behind it"
+            " and are kept as evidence",
+            directory.path, report.next_lsn - 1, report.cut.reason, report.cut.offset, report.cut.path,
+            report.intact_behind,
+        )  # fmt: skip
+    for place in report.skipped:
+        log.warning("%s: skipped damage at offset %d, LSN %d: %s", place.path, place.offset, place.lsn, place.reason)
