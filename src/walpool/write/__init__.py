@@ -1,0 +1,1 @@
+"""The write path: writer, appender, rotation and committer."""

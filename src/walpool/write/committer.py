@@ -1,0 +1,130 @@
+"""The committer: makes published batches durable, one sync for everyone who waits.
+
+Holds: the durable LSN is stored in one line, below, by whoever holds sync.lock; it rises only to what was published
+before the sync began. A sync that fails is final: the pages may be gone from the cache though a second sync
+would succeed, so the log is poisoned for every process until it has been recovered.
+Lock: sync.lock, never waited for: who does not get it waits for the durable LSN to pass, and tries again.
+"""
+
+import logging
+import threading
+
+from walpool.errors import LogClosed, SyncFailed, WALError
+from walpool.format.names import segment_name
+from walpool.options import WriterOptions
+from walpool.shared.catalog import list_segments
+from walpool.shared.control import DURABLE, POISONED, STOP, SYNC_NS, SYNCS, LogState
+from walpool.system.calls import calls
+from walpool.system.files import File
+from walpool.system.locks import LOCK_UN, try_lock
+from walpool.upkeep.opening import OpenLog
+
+log = logging.getLogger("walpool")
+
+LOOK_AGAIN_S = 20e-6  # a waiter's sleep between two looks at the durable LSN
+
+
+class Committer:
+    def __init__(self, opened: OpenLog, options: WriterOptions) -> None:
+        self._log = opened
+        self._words = opened.control.words
+        self._mutex = threading.Lock()  # one leader among our threads
+        self._synced: File | None = None  # the active segment, as the leader last synced it
+        self._directory_synced = 0  # first LSN of the last segment whose name is known to be durable
+        self._closed = False
+        self._background: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def settle(self, lsn: int) -> int:
+        """Return when everything up to `lsn` is on disk: the durable LSN then. Raises SyncFailed."""
+        words = self._words
+        while words[DURABLE] < lsn:
+            if words[STOP]:
+                raise self._failed()
+            if not self._lead(lsn):
+                calls.sleep(LOOK_AGAIN_S)
+        return words[DURABLE]
+
+    def _lead(self, lsn: int) -> bool:
+        """Sync what is published, if nobody else is at it."""
+        if self._mutex.locked():
+            return False
+        with self._mutex:
+            if self._closed:
+                raise LogClosed(f"{self._log.directory.path}: the writer was closed by another thread")
+            fd = self._log.sync_lock.fd
+            try:
+                if not try_lock(fd):
+                    return False
+                words = self._words
+                durable_lsn = words[DURABLE]
+                if durable_lsn >= lsn:
+                    return True
+                state = self._log.control.state()  # noted before the sync begins
+                began = calls.monotonic()
+                try:
+                    self._sync(durable_lsn, state)
+                except OSError as error:
+                    words[STOP] = POISONED
+                    raise self._failed() from error
+                words[DURABLE] = state.next_lsn - 1
+                words[SYNCS] = words[SYNCS] + 1
+                words[SYNC_NS] = words[SYNC_NS] + int((calls.monotonic() - began) * 1e9)
+                return True
+            finally:
+                calls.flock(fd, LOCK_UN)
+
+    def _sync(self, durable_lsn: int, state: LogState) -> None:
+        """Sync every segment with entries above `durable_lsn`, in order, and the directory if one is new."""
+        directory = self._log.directory
+        if state.segment > durable_lsn + 1:
+            waiting = [first for first in list_segments(directory) if first < state.segment]
+            while len(waiting) > 1 and waiting[1] <= durable_lsn + 1:
+                del waiting[0]
+            for first_lsn in waiting:
+                sealed = directory.open(segment_name(first_lsn))
+                try:
+                    sealed.sync()
+                finally:
+                    sealed.close()
+        if self._synced is None or state.segment != self._directory_synced:
+            self._use(directory.open(segment_name(state.segment)))
+        assert self._synced is not None
+        self._synced.sync()
+        if state.segment != self._directory_synced:
+            directory.sync()
+            self._directory_synced = state.segment
+
+    def _use(self, file: File) -> None:
+        old, self._synced = self._synced, file
+        if old is not None:
+            old.close()
+
+    def _failed(self) -> SyncFailed:
+        return SyncFailed(
+            5,
+            f"{self._log.directory.path}: a sync failed; what is above LSN {self._words[DURABLE]} may be lost; "
+            "close every writer and open again to recover",
+        )
+
+    def sync_sealed(self) -> None:
+        """Make sealed segments durable, in the background, so that a recovery never has many of them to read."""
+        with self._starting:
+            if self._background is None or not self._background.is_alive():
+                self._background = threading.Thread(target=self._sync_sealed, name="walpool-sync", daemon=True)
+                self._background.start()
+
+    def _sync_sealed(self) -> None:
+        try:
+            while (sealed := self._log.control.state().segment - 1) > self._words[DURABLE]:
+                self.settle(sealed)
+        except WALError as error:
+            log.error("%s", error)  # the log is poisoned: the next append says so to its caller
+
+    def close(self) -> None:
+        if self._background is not None:
+            self._background.join()
+        with self._mutex:
+            self._closed = True
+            if self._synced is not None:
+                self._synced.close()

@@ -1,0 +1,290 @@
+"""WALWriter: appends to a log that other threads and processes append to at the same time.
+
+Holds: a writer is a path and options, and, while open, what `open_log` gave; a forked child, an unpickled copy and a
+writer whose control block was replaced open it again on their next use.
+"""
+
+import atexit
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import WeakSet
+
+from walpool.errors import LogClosed, WALError
+from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, encode_entries, encode_one
+from walpool.format.frame import FRAME_BYTES
+from walpool.format.header import HEADER_BYTES
+from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, SyncMode, WriterOptions
+from walpool.shared.counters import counters_of
+from walpool.shared.metrics import WALMetrics
+from walpool.system.calls import calls
+from walpool.system.locks import reopen_after_fork
+from walpool.upkeep.opening import OpenLog, open_log
+from walpool.upkeep.recovery import RecoveryReport
+from walpool.write.appender import Appender, Retired
+from walpool.write.batch import Batch
+from walpool.write.buffer import Buffer
+from walpool.write.committer import Committer
+from walpool.write.rotation import check_fits, check_size_limit
+
+
+class WALWriter:
+    """A log's directory, open for appending.
+
+    `path` is made, with its parents, when it is not there. `size_limit` is the most bytes a segment takes, and applies
+    from the next rotation. `lock_timeout` (seconds) makes an append that waits longer raise LogBusy; such a writer
+    polls, and can lose to those that wait in the kernel. `mode` is that of the files. `recovery` says what to do about
+    damage when the log has to be recovered first. `buffer_bytes` is for SyncMode.NONE. `name` is for people.
+
+    One object may be shared by threads, used after a fork, and pickled to another process.
+    Raises UnsafeLog, LogBusy, LogFull, CorruptLog, UnsupportedVersion.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        sync_mode: SyncMode = SyncMode.NORMAL,
+        size_limit: int = DEFAULT_SIZE_LIMIT,
+        *,
+        lock_timeout: float | None = None,
+        mode: int = 0o600,
+        metrics: bool = True,
+        name: str | None = None,
+        recovery: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
+        buffer_bytes: int = 256 * 1024,
+    ) -> None:
+        self._closed = True  # until it is open: __del__ runs for a half-made object too
+        self._log: OpenLog | None = None
+        place = os.path.abspath(os.fspath(path))
+        if not isinstance(place, str):
+            raise TypeError("path must be str or os.PathLike[str]")
+        options = WriterOptions(
+            sync_mode=SyncMode(sync_mode),
+            size_limit=check_size_limit(size_limit),
+            lock_timeout=lock_timeout,
+            mode=mode,
+            metrics=metrics,
+            name=name,
+            recovery=RecoveryMode(recovery),
+            buffer_bytes=buffer_bytes,
+        )
+        self._prepare(place, options)
+        self._reopen()
+
+    def _prepare(self, path: str, options: WriterOptions) -> None:
+        self._path = path
+        self._options = options
+        self._closed = False
+        self._stale: OpenLog | None = None
+        self._opening = threading.RLock()
+        self._last_lsn = 0  # the last that this writer appended
+        self._largest_known = 0
+        self._report: RecoveryReport | None = None
+        self._counters = counters_of(path)
+        self._buffer: Buffer | None = None
+        if options.sync_mode is SyncMode.NONE:
+            self._buffer = self._new_buffer()
+            _buffering.add(self)
+        self._wait_durable = options.sync_mode is SyncMode.FULL
+        reopen_after_fork(self)
+
+    def _new_buffer(self) -> Buffer:
+        options = self._options
+        return Buffer(self._append, min(options.buffer_bytes, options.size_limit - HEADER_BYTES - FRAME_BYTES))
+
+    def _reopen(self) -> Appender:
+        """Open the log, again if need be; the appender to use. Slow path: first use in this process."""
+        with self._opening:
+            if self._closed:
+                raise LogClosed(f"{self._path}: the writer is closed")
+            if self._log is None:
+                opened = open_log(self._path, self._options)
+                self._appender = Appender(opened, self._options)
+                self._committer = Committer(opened, self._options)
+                self._report = opened.report
+                self._log = opened
+                self._counters.add(files_opened=1)
+            return self._appender
+
+    # Appending
+
+    def append(self, entry: WALEntry) -> int | None:
+        """Append one entry and return its LSN (None in SyncMode.NONE, where it is not known yet)."""
+        body, _, largest = encode_entries((entry,))
+        return self._append_or_buffer(body, largest)
+
+    def put(self, key: Bytes, value: Bytes, timestamp: int | None = None) -> int | None:
+        """Append a put and return its LSN (None in SyncMode.NONE). `timestamp` defaults to ns since the epoch."""
+        body = encode_one(PUT_BITS, key, value, calls.time_ns() if timestamp is None else timestamp)
+        if self._buffer is None and not self._wait_durable:
+            return self._append(body, 1, len(body))
+        return self._append_or_buffer(body, len(body))
+
+    def delete(self, key: Bytes, timestamp: int | None = None) -> int | None:
+        """Append a delete and return its LSN (None in SyncMode.NONE)."""
+        body = encode_one(DELETE_BITS, key, b"", calls.time_ns() if timestamp is None else timestamp)
+        return self._append_or_buffer(body, len(body))
+
+    def append_batch(self, entries: Iterable[WALEntry]) -> range:
+        """Append all entries as one frame, or none; the range of their LSNs. In SyncMode.NONE too, at once."""
+        body, count, largest = encode_entries(entries)
+        if not count:
+            self._reopen()
+            return range(0)
+        if self._buffer is not None:
+            self._buffer.flush()  # they came first
+        first_lsn = self._append(body, count, largest)
+        if self._wait_durable:
+            self._committer.settle(first_lsn + count - 1)
+        return range(first_lsn, first_lsn + count)
+
+    def batch(self) -> Batch:
+        """A context manager that appends what is put into it as one batch, unless its block raises."""
+        return Batch(self.append_batch)
+
+    def _append_or_buffer(self, body: bytes, largest: int) -> int | None:
+        if self._buffer is not None:
+            self._reopen()  # a closed writer says so now, not when the buffer is full
+            check_fits(FRAME_BYTES + len(body), self._options.size_limit)
+            self._buffer.add(body)
+            return None
+        lsn = self._append(body, 1, largest)
+        if self._wait_durable:
+            self._committer.settle(lsn)
+        return lsn
+
+    def _append(self, body: bytes, count: int, largest: int) -> int:
+        try:
+            appender = self._appender if self._log is not None else self._reopen()
+            first_lsn = appender.append(body, count, largest)
+        except Retired:
+            self._let_go()
+            return self._append(body, count, largest)
+        except BaseException as error:
+            if self._options.metrics and not isinstance(error, LogClosed):
+                self._counters.add(writes_failed=1)
+            raise
+        self._last_lsn = first_lsn + count - 1
+        if appender.rotated:
+            appender.rotated = False
+            self._after_rotation()
+        return first_lsn
+
+    def _after_rotation(self) -> None:
+        self._counters.add(files_opened=1)
+        self._committer.sync_sealed()
+
+    # The log
+
+    def sync(self) -> int:
+        """Make everything this writer appended durable, buffered entries too; the durable LSN."""
+        self._reopen()
+        if self._buffer is not None:
+            self._buffer.flush()
+        return self._committer.settle(self._last_lsn)
+
+    def rotate(self) -> None:
+        """Seal the active segment now and start the next; nothing to do when it is empty."""
+        if self._buffer is not None:
+            self._buffer.flush()
+        if self._reopen().rotate():
+            self._after_rotation()
+
+    @property
+    def path(self) -> str:
+        """The log's directory, absolute."""
+        return self._path
+
+    @property
+    def size(self) -> int:
+        """Bytes in the active segment, header included."""
+        self._reopen()
+        assert self._log is not None
+        return self._log.control.state().tail
+
+    @property
+    def metrics(self) -> WALMetrics:
+        """The log's figures; valid until this writer is closed."""
+        self._reopen()
+        assert self._log is not None
+        return WALMetrics(self._log.directory, self._log.control, self._counters, owned=False)
+
+    @property
+    def recovery_report(self) -> RecoveryReport | None:
+        """What recovery did when this writer opened the log, or None when nothing had to be done."""
+        return self._report
+
+    # Its life
+
+    def close(self) -> None:
+        """Append what is buffered and let go of the log. May be called again."""
+        if self._closed:
+            return
+        try:
+            if self._buffer is not None:
+                self._buffer.flush()
+        finally:
+            self._closed = True
+            self._let_go()
+            _buffering.discard(self)
+
+    def _let_go(self) -> None:
+        with self._opening:
+            opened, self._log = self._log, None
+            if opened is not None:
+                self._committer.close()
+                self._appender.close()
+                opened.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: close the parent's descriptors (an unlock would free its lock) and start over."""
+        self._opening = threading.RLock()  # another thread may have held the old one
+        opened, self._log = self._log, None
+        if opened is not None:
+            self._appender.drop()
+            opened.close()
+        if self._buffer is not None:
+            self._buffer = self._new_buffer()
+        self._last_lsn = 0
+
+    def __enter__(self) -> "WALWriter":
+        self._reopen()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _unpickle, (self._path, self._options)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self._options.sync_mode.name
+        return f"<WALWriter {self._path} {state}>"
+
+
+def _unpickle(path: str, options: WriterOptions) -> WALWriter:
+    writer = WALWriter.__new__(WALWriter)
+    writer._log = None
+    writer._prepare(path, options)
+    return writer
+
+
+_buffering: "WeakSet[WALWriter]" = WeakSet()
+
+
+def _append_buffers() -> None:
+    for writer in list(_buffering):
+        try:
+            writer.close()
+        except WALError as error:
+            warnings.warn(f"{writer!r} could not append its buffer at exit: {error}", RuntimeWarning, stacklevel=1)
+
+
+atexit.register(_append_buffers)
