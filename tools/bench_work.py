@@ -1,0 +1,213 @@
+"""The jobs of the benchmark: each does one piece of work in an empty directory and says at which rates.
+
+Holds: one job is one process, `python tools/bench_work.py JOB DIRECTORY SCALE`, which prints its rates as JSON, so
+nothing that an earlier job left in memory helps or hinders it. Keys and entries are built before the clock starts,
+for walpool and for its peers alike; the garbage collector runs, but does not look at them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import statistics
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import bench_peers as peers
+from bench_peers import VALUE, PutAll, Store, make_keys
+from walpool import SyncMode, WALEntry, WALReader, WALWriter
+
+LOG = "log.wal"
+BATCH_ENTRIES = 1_000
+START_TOGETHER_S = 60.0
+
+SEGMENT_BYTES = 64 << 20
+SMALL_LOG_BYTES = 1_000_000
+LARGE_LOG_BYTES = 1_000_000_000
+GROWTH_BLOCKS = 200
+GROWTH_BLOCK_PUTS = 100
+
+Job = Callable[[Path, float], dict[str, float]]  # directory, scale of the work -> rates by name, each per second
+BatchPeer = Callable[[Path, Sequence[Sequence[bytes]]], Callable[[], None]]
+
+
+@contextmanager
+def walpool_normal(directory: Path) -> Iterator[PutAll]:
+    with WALWriter(directory / LOG, SyncMode.NORMAL) as writer:
+        yield walpool_put_all(writer)
+
+
+@contextmanager
+def walpool_full(directory: Path) -> Iterator[PutAll]:
+    with WALWriter(directory / LOG, SyncMode.FULL) as writer:
+        yield walpool_put_all(writer)
+
+
+def walpool_put_all(writer: WALWriter) -> PutAll:
+    def put_all(keys: Sequence[bytes]) -> None:
+        put = writer.put
+        for key in keys:
+            put(key, VALUE)
+
+    return put_all
+
+
+def puts(store: Store, count: int, directory: Path, scale: float) -> dict[str, float]:
+    """One process, one put at a time."""
+    first, *keys = make_keys(1 + int(count * scale))
+    with store(directory) as put_all:
+        put_all([first])  # what a store makes at its first put is not counted
+        return {"": rate(len(keys), partial(put_all, keys))}
+
+
+def crowd(store: Store, processes: int, count: int, directory: Path, scale: float) -> dict[str, float]:
+    """`processes` processes that start together, each with `count` puts: all puts over the time until the last."""
+    with store(directory):
+        pass  # made once, so that nobody waits for another to make it
+    # fork: this process has one thread, and starting sixteen interpreters anew would take longer than the work
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(processes)
+    spans = context.SimpleQueue()
+    each = max(1, int(count * scale))
+
+    def member(number: int) -> None:
+        first, *keys = make_keys(1 + each, writer=number)
+        with store(directory) as put_all:
+            put_all([first])
+            gc.freeze()
+            barrier.wait(START_TOGETHER_S)
+            start = perf_counter()  # the system's monotonic clock: one for all processes
+            put_all(keys)
+            spans.put((start, perf_counter()))
+
+    members = [context.Process(target=member, args=(number,)) for number in range(processes)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join()
+    if any(process.exitcode for process in members):
+        raise RuntimeError(f"a writer process failed: exit codes {[process.exitcode for process in members]}")
+    starts, ends = zip(*(spans.get() for _ in members), strict=True)
+    return {"": processes * each / (max(ends) - min(starts))}
+
+
+def append_batches(directory: Path, scale: float) -> dict[str, float]:
+    batches = make_batches(int(300 * scale))
+    with WALWriter(directory / LOG, SyncMode.NORMAL) as writer:
+        writer.append_batch(batches.pop())
+
+        def work() -> None:
+            append_batch = writer.append_batch
+            for batch in batches:
+                append_batch(batch)
+
+        return {"": rate(len(batches) * BATCH_ENTRIES, work)}
+
+
+def peer_batches(peer: BatchPeer, directory: Path, scale: float) -> dict[str, float]:
+    keys = make_keys(int(300 * scale) * BATCH_ENTRIES)
+    batches = [keys[at : at + BATCH_ENTRIES] for at in range(0, len(keys), BATCH_ENTRIES)]
+    return {"": rate(len(keys), peer(directory, batches))}
+
+
+def read_batched(directory: Path, scale: float) -> dict[str, float]:
+    batches = make_batches(int(500 * scale))
+    with WALWriter(directory / LOG, SyncMode.NORMAL) as writer:
+        for batch in batches:
+            writer.append_batch(batch)
+    return {"": read_back(directory, len(batches) * BATCH_ENTRIES)}
+
+
+def read_single(directory: Path, scale: float) -> dict[str, float]:
+    keys = make_keys(int(200_000 * scale))
+    with walpool_normal(directory) as put_all:
+        put_all(keys)
+    return {"": read_back(directory, len(keys))}
+
+
+def read_back(directory: Path, count: int) -> float:
+    with WALReader(directory / LOG) as reader:
+        last: deque[WALEntry] = deque(maxlen=1)
+        entries_per_s = rate(count, lambda: last.extend(reader))
+    if not last or last[0].lsn != count:
+        raise RuntimeError(f"the log has {count} entries, and reading it ended elsewhere")
+    return entries_per_s
+
+
+def growth(directory: Path, scale: float) -> dict[str, float]:
+    """Puts into a log of 1 MB and into one of 1 GB, in turns; the median of many short blocks of each."""
+    with (
+        WALWriter(directory / "small.wal", SyncMode.NORMAL, SEGMENT_BYTES) as small,
+        WALWriter(directory / "large.wal", SyncMode.NORMAL, SEGMENT_BYTES) as large,
+    ):
+        batch = make_batches(1)[0]
+        for writer, want_bytes in (small, SMALL_LOG_BYTES), (large, int(LARGE_LOG_BYTES * scale)):
+            for _ in range(want_bytes // (BATCH_ENTRIES * 132)):  # 116 bytes and 16 of overhead an entry
+                writer.append_batch(batch)
+            writer.sync()  # or the disk would still be busy with it
+        keys = make_keys(GROWTH_BLOCK_PUTS)
+        logs = [("small", walpool_put_all(small)), ("large", walpool_put_all(large))]
+        blocks: dict[str, list[float]] = {"small": [], "large": []}
+        gc.collect()
+        gc.freeze()
+        for _ in range(GROWTH_BLOCKS):
+            logs.reverse()
+            for name, put_all in logs:
+                start = perf_counter()
+                put_all(keys)
+                blocks[name].append(len(keys) / (perf_counter() - start))
+    return {name: statistics.median(rates) for name, rates in blocks.items()}
+
+
+def make_batches(count: int) -> list[list[WALEntry]]:
+    keys = make_keys(max(2, count) * BATCH_ENTRIES)
+    entries = [WALEntry.put(key, VALUE, timestamp=1) for key in keys]
+    return [entries[at : at + BATCH_ENTRIES] for at in range(0, len(entries), BATCH_ENTRIES)]
+
+
+def rate(count: int, work: Callable[[], None]) -> float:
+    gc.collect()
+    gc.freeze()
+    start = perf_counter()
+    work()
+    return count / (perf_counter() - start)
+
+
+# The counts make each job last about a second or two.
+JOBS: dict[str, Job] = {
+    "put": partial(puts, walpool_normal, 200_000),
+    "put-lmdb": partial(puts, peers.lmdb_mapped, 200_000),
+    "put-lmdb-files": partial(puts, peers.lmdb_unsynced, 100_000),
+    "put-sqlite": partial(puts, peers.sqlite_off, 50_000),
+    "put-plain": partial(puts, peers.plain_append, 400_000),
+    "batch": append_batches,
+    "batch-lmdb": partial(peer_batches, peers.lmdb_multi_batches),
+    "batch-lmdb-puts": partial(peer_batches, peers.lmdb_put_batches),
+    "read-batched": read_batched,
+    "read-single": read_single,
+    "writers-1": partial(crowd, walpool_normal, 1, 200_000),
+    "writers-4": partial(crowd, walpool_normal, 4, 50_000),
+    "growth": growth,
+    "full-1": partial(crowd, walpool_full, 1, 8_000),
+    "full-8": partial(crowd, walpool_full, 8, 3_000),
+    "full-16": partial(crowd, walpool_full, 16, 1_500),
+    "full-sqlite-8": partial(crowd, peers.sqlite_full, 8, 400),
+    "full-plain-1": partial(crowd, peers.plain_synced, 1, 6_000),
+    "full-lmdb-1": partial(crowd, peers.lmdb_synced, 1, 4_000),
+}
+
+
+def main() -> None:
+    job, directory, scale = sys.argv[1:]
+    rates = JOBS[job](Path(directory), float(scale))
+    print(json.dumps({f"{job}/{name}".rstrip("/"): value for name, value in rates.items()}))
+
+
+if __name__ == "__main__":
+    main()
