@@ -1,18 +1,20 @@
 """The segment header: 64 bytes, written once before the first frame of a segment.
 
-at  size  field
- 0     8  magic           WALPOOL\\0
- 8     2  version         high byte major, low byte minor
-10     2  flags           0
-12     4  header_size     64
-16     4  header_crc      CRC32C of bytes 0-15 and 20-63
-20     4  entries_offset  64
-24     8  created_at      ns since the epoch
-32     8  sequence        file sequence number, from 1
-40     8  first_lsn
-48     8  durable_lsn     durable LSN when the segment was created
-56     4  marker          random, per segment, never 0: the sync marker of its frames
-60     4  reserved        0
+    at  size  field
+     0     8  magic           WALPOOL\\0
+     8     2  version         high byte major, low byte minor
+    10     2  flags           0
+    12     4  header_size     64
+    16     4  header_crc      CRC32C of bytes 0-15 and 20-63
+    20     4  entries_offset  64
+    24     8  created_at      ns since the epoch
+    32     8  sequence        file sequence number, from 1
+    40     8  first_lsn
+    48     8  durable_lsn     durable LSN when the segment was created
+    56     4  marker          random, per segment, never 0: the sync marker of its frames
+    60     4  reserved        0
+
+Bytes 12-63 are trusted only after header_crc was compared; another major version is not damage.
 """
 
 import os

@@ -50,16 +50,18 @@ def unlock(fd: int) -> None:
     calls.flock(fd, LOCK_UN)
 
 
-def waiter(timeout_s: float | None, path: str) -> Callable[[int], None]:
+Flock = Callable[[int, int], None]  # (descriptor, LOCK_EX)
+
+
+def waiter(timeout_s: float | None, path: str) -> Flock:
     """A function that takes the flock of a descriptor: in the kernel, or polling until `timeout_s`, then LogBusy.
 
     Whoever polls can lose to those who wait in the kernel.
     """
     if timeout_s is None:
-        flock = calls.flock
-        return lambda fd: flock(fd, LOCK_EX)
+        return calls.flock  # no wrapper: every append calls it
 
-    def wait(fd: int) -> None:
+    def wait(fd: int, operation: int) -> None:
         deadline = calls.monotonic() + timeout_s
         while not try_lock(fd):
             left = deadline - calls.monotonic()

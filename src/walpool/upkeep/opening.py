@@ -17,7 +17,7 @@ from walpool.shared.catalog import Segment, list_segments, open_segment
 from walpool.shared.control import COMMIT, INTENT, LOCKS, POISONED, STOP, Control, ControlUnusable, LogState
 from walpool.system import clock
 from walpool.system.files import WRITE, Directory, File, create_directory
-from walpool.system.locks import maintenance, unlock, waiter
+from walpool.system.locks import LOCK_EX, maintenance, unlock, waiter
 from walpool.upkeep.recovery import RecoveryReport, recover
 
 TRANSIENT_S = 2.0  # how long a slot that is held while a block must be rebuilt may belong to one that is just opening
@@ -91,7 +91,7 @@ def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
         append_lock, sync_lock, slots_lock = files
         slot = slots.Slot(slots_lock, control)
         try:
-            waiter(options.lock_timeout, append_lock.path)(append_lock.fd)
+            waiter(options.lock_timeout, append_lock.path)(append_lock.fd, LOCK_EX)
             if directory.identity(CONTROL) != (control.file.stat.st_dev, control.file.stat.st_ino):
                 raise ControlUnusable("the control block was replaced")
             segment = _believe(directory, control)
@@ -173,7 +173,7 @@ def _rebuild(directory: Directory, options: WriterOptions, reason: str) -> Recov
     try:
         while True:
             try:
-                lock(append_lock.fd)
+                lock(append_lock.fd, LOCK_EX)
                 held = list(slots.alive(slots_lock))
                 if not held:
                     return recover(directory, options.recovery, reason, options.mode)

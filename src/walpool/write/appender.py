@@ -4,24 +4,26 @@ Holds: nothing about the tail is cached; the state is read after the append lock
 is beyond the published tail until the last store publishes it, so a process killed anywhere leaves the log as it was.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from crc32c import crc32c
 
 from walpool.errors import SyncFailed, UnsafeLog, WALError
-from walpool.format.frame import FRAME_BYTES, FRAME_REST, seal
+from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, FRAME_REST
 from walpool.options import WriterOptions
 from walpool.shared.catalog import Segment, open_segment
 from walpool.shared.control import COMMIT, COPIES, DURABLE, INTENT, RETIRED, STATE, STOP, LogState
 from walpool.system.calls import calls
 from walpool.system.files import cut_back, typed_error, write_rest
-from walpool.system.locks import LOCK_UN, mutex, waiter
+from walpool.system.locks import LOCK_EX, LOCK_UN, Flock, mutex, waiter
 from walpool.upkeep.opening import OpenLog
 from walpool.write.rotation import check_fits, rotate
 
 CHECK_NS = 100_000_000  # names of our files are compared with their inodes at least this often,
 CHECK_LSNS = 1_000  # or after so many entries of whichever process
+
+_pack_prefix = FRAME_PREFIX.pack
+_pack_rest = FRAME_REST.pack
 
 
 class Retired(WALError):
@@ -44,7 +46,7 @@ class Appender:
         self._file_mode = options.mode
         self._mutex = mutex(options.lock_timeout)
         self._lock = waiter(options.lock_timeout, log.append_lock.path)
-        self._unlock: Callable[[int, int], None] = calls.flock
+        self._unlock: Flock = calls.flock
         self._lock_fd = log.append_lock.fd
         self._pwrite = calls.pwrite
         self._time_ns = calls.time_ns
@@ -52,7 +54,6 @@ class Appender:
         self._block = log.control.bytes
         self._load = STATE.unpack_from
         self._fill = STATE.pack_into
-        self._store = log.control.words.__setitem__
         self._slot = log.slot
         self._active = _active(log.segment)
         self._next_check_lsn = 0
@@ -75,7 +76,7 @@ class Appender:
         body_crc = crc32c(body, marker)  # before the lock: nobody waits for it
         with self._mutex:
             try:
-                self._lock(self._lock_fd)  # inside the try: a signal handler that raises must find the finally
+                self._lock(self._lock_fd, LOCK_EX)  # inside the try: a signal handler that raises must find the finally
                 if words[STOP]:
                     self._refuse()
                 commit = words[COMMIT]
@@ -95,9 +96,9 @@ class Appender:
                     commit = words[COMMIT]
                 if now < last_ns:
                     now = last_ns  # the clock was set back; appended_at never is
-                rest = FRAME_REST.pack(body_bytes, count, next_lsn, now, words[DURABLE], body_bytes, 0, self._slot)
-                frame = seal(marker, body_crc, rest, body)
-                self._store(INTENT, commit + 1)
+                rest = _pack_rest(body_bytes, count, next_lsn, now, words[DURABLE], body_bytes, 0, self._slot)
+                frame = _pack_prefix(marker, crc32c(rest, body_crc)) + rest + body
+                words[INTENT] = commit + 1
                 try:
                     written = self._pwrite(active.fd, frame, tail)
                     if written != frame_bytes:
@@ -110,7 +111,7 @@ class Appender:
                     now, entries + count, batches + 1, total_bytes + frame_bytes,
                     largest if largest > max_entry else max_entry, tail,
                 )  # fmt: skip
-                self._store(COMMIT, commit + 1)  # last: this one store publishes all of it
+                words[COMMIT] = commit + 1  # last: this one store publishes all of it
                 return next_lsn
             finally:
                 self._unlock(self._lock_fd, LOCK_UN)
@@ -119,7 +120,7 @@ class Appender:
         """Seal the active segment now; False when nothing is in it."""
         with self._mutex:
             try:
-                self._lock(self._lock_fd)
+                self._lock(self._lock_fd, LOCK_EX)
                 if self._words[STOP]:
                     self._refuse()
                 state = self._log.control.state()
@@ -185,7 +186,7 @@ class Appender:
         self._active.segment.file.close()
 
 
-def _refuse_closed(fd: int) -> None:
+def _refuse_closed(fd: int, operation: int) -> None:
     raise Retired("the writer was closed by another thread")
 
 

@@ -19,7 +19,7 @@ from walpool.format.header import HEADER_BYTES
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, SyncMode, WriterOptions
 from walpool.shared.counters import counters_of
 from walpool.shared.metrics import WALMetrics
-from walpool.system.calls import calls
+from walpool.system.clock import time_ns
 from walpool.system.locks import reopen_after_fork
 from walpool.upkeep.opening import OpenLog, open_log
 from walpool.upkeep.recovery import RecoveryReport
@@ -117,14 +117,12 @@ class WALWriter:
 
     def put(self, key: Bytes, value: Bytes, timestamp: int | None = None) -> int | None:
         """Append a put and return its LSN (None in SyncMode.NONE). `timestamp` defaults to ns since the epoch."""
-        body = encode_one(PUT_BITS, key, value, calls.time_ns() if timestamp is None else timestamp)
-        if self._buffer is None and not self._wait_durable:
-            return self._append(body, 1, len(body))
+        body = encode_one(PUT_BITS, key, value, time_ns() if timestamp is None else timestamp)
         return self._append_or_buffer(body, len(body))
 
     def delete(self, key: Bytes, timestamp: int | None = None) -> int | None:
         """Append a delete and return its LSN (None in SyncMode.NONE)."""
-        body = encode_one(DELETE_BITS, key, b"", calls.time_ns() if timestamp is None else timestamp)
+        body = encode_one(DELETE_BITS, key, b"", time_ns() if timestamp is None else timestamp)
         return self._append_or_buffer(body, len(body))
 
     def append_batch(self, entries: Iterable[WALEntry]) -> range:
@@ -145,15 +143,15 @@ class WALWriter:
         return Batch(self.append_batch)
 
     def _append_or_buffer(self, body: bytes, largest: int) -> int | None:
-        if self._buffer is not None:
-            self._reopen()  # a closed writer says so now, not when the buffer is full
-            check_fits(FRAME_BYTES + len(body), self._options.size_limit)
-            self._buffer.add(body)
-            return None
-        lsn = self._append(body, 1, largest)
-        if self._wait_durable:
-            self._committer.settle(lsn)
-        return lsn
+        if self._buffer is None:
+            lsn = self._append(body, 1, largest)
+            if self._wait_durable:
+                self._committer.settle(lsn)
+            return lsn
+        self._reopen()  # a closed writer says so now, not when the buffer is full
+        check_fits(FRAME_BYTES + len(body), self._options.size_limit)
+        self._buffer.add(body)
+        return None
 
     def _append(self, body: bytes, count: int, largest: int) -> int:
         try:
