@@ -91,8 +91,8 @@ def render() -> str:
 
 Little-endian. This page is written from the code by `tools/format_doc.py`, and a test compares the two.
 
-A log is a directory. A segment is a file named by its first LSN, 20 digits: `{names.segment_name(482113)}`. A segment's frames
-count only up to the next segment's first LSN; whatever lies behind them is evidence, not data.
+A log is a directory. A segment is a file named by its first LSN, 20 digits: `{names.segment_name(482113)}`.
+A segment's frames count only up to the next segment's first LSN; whatever lies behind them is evidence, not data.
 
 ## Segment header
 
@@ -106,9 +106,11 @@ count only up to the next segment's first LSN; whatever lies behind them is evid
 
 {table(entry)}
 
-Limits: key {entry.MAX_KEY_BYTES} bytes, value {entry.MAX_VALUE_BYTES} bytes. Zero is never a marker, an operation or a count, so that
-space which reads as zeros is the end and not a frame. From any offset, the next marker whose checksum fits is a frame: the
-marker is random for each segment, and the first LSN must fit its neighbours.
+Limits: key {entry.MAX_KEY_BYTES} bytes, value {entry.MAX_VALUE_BYTES} bytes.
+
+Zero is never a marker, an operation or a count, so that space which reads as zeros is the end and not a frame. From any
+offset, the next marker whose checksum fits is a frame: the marker is random for each segment, and the first LSN must
+fit its neighbours.
 
 An entry encoded on its own (`WALEntry.encode`) is a frame with marker {frame.ALONE_MARKER:#x}, LSN 0 and times 0.
 
