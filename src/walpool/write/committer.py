@@ -13,7 +13,18 @@ from walpool.errors import LogClosed, SyncFailed, WALError
 from walpool.format.names import segment_name
 from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
-from walpool.shared.control import DURABLE, POISONED, STOP, SYNC_NS, SYNCS, LogState
+from walpool.shared.control import (
+    DURABLE,
+    LAST_GROUP,
+    LAST_SYNC_NS,
+    LEADING,
+    POISONED,
+    STOP,
+    SYNC_NS,
+    SYNCED_BATCHES,
+    SYNCS,
+    LogState,
+)
 from walpool.system.calls import calls
 from walpool.system.files import File
 from walpool.system.locks import LOCK_UN, try_lock
@@ -21,7 +32,10 @@ from walpool.upkeep.opening import OpenLog
 
 log = logging.getLogger("walpool")
 
-LOOK_AGAIN_S = 20e-6  # a waiter's sleep between two looks at the durable LSN
+LOOK_AGAIN_S = 20e-6  # a waiter's sleep between two looks at the durable LSN, once the sync should be over
+TRY_ANYWAY = 16  # looks after which a waiter tries to lead though a leader seems to be at work: it may be dead
+GATHER_NS = 100_000  # the most a leader waits for as many batches as the last sync covered
+LONGEST_NS = 20_000_000  # a sync of many bytes says nothing about the next one
 
 
 class Committer:
@@ -38,11 +52,14 @@ class Committer:
     def settle(self, lsn: int) -> int:
         """Return when everything up to `lsn` is on disk: the durable LSN then. Raises SyncFailed."""
         words = self._words
+        looks = 0
         while words[DURABLE] < lsn:
             if words[STOP]:
                 raise self._failed()
-            if not self._lead(lsn):
-                calls.sleep(LOOK_AGAIN_S)
+            if (not words[LEADING] or looks % TRY_ANYWAY == TRY_ANYWAY - 1) and self._lead(lsn):
+                continue
+            calls.sleep(LOOK_AGAIN_S if looks else max(LOOK_AGAIN_S, words[LAST_SYNC_NS] * 0.5e-9))
+            looks += 1
         return words[DURABLE]
 
     def _lead(self, lsn: int) -> bool:
@@ -60,19 +77,35 @@ class Committer:
                 durable_lsn = words[DURABLE]
                 if durable_lsn >= lsn:
                     return True
+                words[LEADING] = 1
+                self._gather()
                 state = self._log.control.state()  # noted before the sync begins
-                began = calls.monotonic()
+                began = calls.time_ns()
                 try:
                     self._sync(durable_lsn, state)
                 except OSError as error:
                     words[STOP] = POISONED
                     raise self._failed() from error
+                finally:
+                    words[LEADING] = 0
                 words[DURABLE] = state.next_lsn - 1
+                took_ns = max(0, calls.time_ns() - began)
                 words[SYNCS] = words[SYNCS] + 1
-                words[SYNC_NS] = words[SYNC_NS] + int((calls.monotonic() - began) * 1e9)
+                words[SYNC_NS] = words[SYNC_NS] + took_ns
+                words[LAST_SYNC_NS] = min(took_ns, LONGEST_NS)
+                words[LAST_GROUP] = state.batches - self._log.control.words[SYNCED_BATCHES]
+                words[SYNCED_BATCHES] = state.batches
                 return True
             finally:
                 calls.flock(fd, LOCK_UN)
+
+    def _gather(self) -> None:
+        """Wait a moment for the batches that writers who were just woken are about to append: one sync for them all."""
+        words = self._words
+        wanted = words[SYNCED_BATCHES] + words[LAST_GROUP]
+        began = calls.time_ns()
+        while self._log.control.state().batches < wanted and 0 <= calls.time_ns() - began < GATHER_NS:
+            calls.sleep(0)
 
     def _sync(self, durable_lsn: int, state: LogState) -> None:
         """Sync every segment with entries above `durable_lsn`, in order, and the directory if one is new."""
