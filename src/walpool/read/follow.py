@@ -13,7 +13,6 @@ from walpool.system import clock
 
 SHORTEST_S = 50e-6
 LONGEST_S = 10e-3
-WITHOUT_CONTROL_S = 50e-3  # nothing tells us of news but the files themselves
 
 
 class Followed(Protocol):

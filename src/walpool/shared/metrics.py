@@ -81,8 +81,8 @@ class WALMetrics:
         return cls(directory, Control.attach(directory, writable=False), counters_of(directory.path), owned=True)
 
     def snapshot(self) -> Snapshot:
-        if self._closed:
-            raise LogClosed("these metrics are closed")
+        if self._closed or self._directory.fd < 0:
+            raise LogClosed("these metrics, or the writer they belong to, are closed")
         control = self._control
         durable_lsn = control.durable_lsn  # before the state: it must not seem ahead of what is published
         state = control.state()

@@ -163,10 +163,10 @@ class ByteLocks:
 
 
 @contextmanager
-def maintenance(directory: Directory, name: str, timeout_s: float | None) -> Iterator[None]:
+def maintenance(directory: Directory, name: str, timeout_s: float | None, mode: int) -> Iterator[None]:
     """The lock around create, recover, prune and repair. Built when used, never kept: filelock and fork do not mix."""
-    directory.open_or_create(name).close()  # refuses a symlink or a FIFO in its place before filelock opens it
-    lock = filelock.FileLock(directory.join(name), fallback_to_soft=False, is_singleton=False, mode=0o600)
+    directory.open_or_create(name, mode).close()  # refuses a symlink or a FIFO in its place before filelock opens it
+    lock = filelock.FileLock(directory.join(name), fallback_to_soft=False, is_singleton=False, mode=mode)
     try:
         lock.acquire(timeout=-1 if timeout_s is None else timeout_s, poll_interval=0.005)
     except filelock.Timeout:

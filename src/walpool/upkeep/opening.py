@@ -64,7 +64,7 @@ def open_log(path: str, options: WriterOptions) -> OpenLog:
     opened = _attach(directory, options)
     if isinstance(opened, OpenLog):
         return opened
-    with maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout):
+    with maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, _lock_mode(options)):
         opened = _attach(directory, options)  # another process may have done it while we waited
         if isinstance(opened, OpenLog):
             return opened
@@ -164,10 +164,14 @@ def _believe_tail(segment: Segment, state: LogState, control: Control) -> None:
             raise ControlUnusable("the control block is behind its segment")
 
 
+def _lock_mode(options: WriterOptions) -> int:
+    """Whoever may not write must not be able to lock writers out."""
+    return 0o600 | (0o060 if options.mode & 0o020 else 0)
+
+
 def _rebuild(directory: Directory, options: WriterOptions, reason: str) -> RecoveryReport:
     """Recover, unless a writer lives. Lock: maintenance."""
-    lock_mode = 0o600 | (0o060 if options.mode & 0o020 else 0)  # readers must not be able to lock writers out
-    append_lock, sync_lock, slots_lock = (directory.open_or_create(name, lock_mode) for name in LOCKS)
+    append_lock, sync_lock, slots_lock = (directory.open_or_create(name, _lock_mode(options)) for name in LOCKS)
     lock = waiter(options.lock_timeout, append_lock.path)
     deadline = clock.monotonic() + TRANSIENT_S
     try:

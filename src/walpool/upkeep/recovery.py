@@ -223,6 +223,8 @@ def _quarantine(directory: Directory, found: Survey) -> list[str]:
         aside = f"{QUARANTINE}/{name}.{clock.time_ns()}"
         directory.rename(name, aside)
         moved.append(aside)
+    if moved:
+        Directory(directory.join(QUARANTINE)).sync()  # before the log's directory forgets the old names
     return moved
 
 

@@ -9,7 +9,7 @@ from walpool.format.entry import BodyError, decode_body
 from walpool.format.frame import Damage, Frame, SearchExhausted, find_frames
 from walpool.format.names import segment_name
 from walpool.read.scan import FrameWindow, refuse_unknown
-from walpool.read.source import Source
+from walpool.read.source import Extent, Source
 from walpool.shared.catalog import Segment
 
 Progress = Callable[[int, int], None]  # bytes read, bytes there are
@@ -109,7 +109,8 @@ class _Verification:
             return 0
 
     def _segment(self, segment: Segment, following: int | None) -> None:
-        extent = self._source.extent(segment)
+        extent = self._source.extent(segment)  # of a live log, this far and no further
+        following = extent.limit_lsn if following is None else following
         window, before = self._window, self._done
         window.start(segment, segment.header.entries_offset)
         while following is None or self._lsn < following:
@@ -122,7 +123,7 @@ class _Verification:
                 self._done = before + window.offset
                 self._progress(self._done, self._total)
                 continue
-            if not self._resume(segment, found.reason if isinstance(found, Damage) else "", following, extent.live):
+            if not self._resume(segment, found.reason if isinstance(found, Damage) else "", following, extent):
                 break
         self._done = before + segment.file.size()
         self._progress(self._done, self._total)
@@ -142,10 +143,10 @@ class _Verification:
         report.bytes += frame.end - frame.offset
         self._lsn = frame.next_lsn
 
-    def _resume(self, segment: Segment, reason: str, following: int | None, live: bool) -> bool:
+    def _resume(self, segment: Segment, reason: str, following: int | None, extent: Extent) -> bool:
         """Where no frame stands: report it, and go to the next intact frame of this segment if there is one."""
         offset, lsn = self._window.offset, self._lsn
-        limit = self._source.extent(segment).limit
+        limit = extent.limit
         if offset >= limit and following is None:
             return False  # the end
         rest = segment.file.read(limit - offset, offset)
@@ -162,7 +163,7 @@ class _Verification:
             self._lsn = intact.first_lsn
             self._window.start(segment, offset + intact.offset)
             return True
-        if live or gave_up:
+        if extent.live or gave_up:
             self._find(DAMAGE, segment.header.first_lsn, offset, reason or "no frame stands before the published tail")
         elif following is not None:
             if reason:

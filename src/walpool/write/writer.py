@@ -255,7 +255,7 @@ class WALWriter:
         self.close()
 
     def __del__(self) -> None:
-        if not self._closed:
+        if not self._closed and self._log is not None:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
