@@ -7,6 +7,7 @@ APPEND_LOCK = "append.lock"
 SYNC_LOCK = "sync.lock"
 SLOTS_LOCK = "slots.lock"
 MAINTENANCE_LOCK = "maintenance.lock"
+SYNC_FAILED = "sync.failed"  # there while the log is poisoned: outlives every process and the control block
 QUARANTINE = "quarantine"
 
 MAX_LSN = (1 << 63) - 1

@@ -20,6 +20,7 @@ class Calls:
         self.mkdir = os.mkdir
         self.rename = os.rename
         self.unlink = os.unlink
+        self.link = os.link
         self.fchmod = os.fchmod
         self.ftruncate = os.ftruncate
         self.pwrite = os.pwrite

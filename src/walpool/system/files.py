@@ -206,6 +206,10 @@ class Directory:
         with typed_errors(self.join(name)):
             calls.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
+    def link(self, name: str, to: str) -> None:
+        with typed_errors(self.join(name)):
+            calls.link(name, to, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
     def unlink(self, name: str) -> None:
         with typed_errors(self.join(name)):
             calls.unlink(name, dir_fd=self.fd)

@@ -15,11 +15,13 @@ from walpool.options import WriterOptions
 from walpool.shared import slots
 from walpool.shared.catalog import Segment, list_segments, open_segment
 from walpool.shared.control import COMMIT, INTENT, LOCKS, POISONED, STOP, Control, ControlUnusable, LogState
+from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
 from walpool.system.files import WRITE, Directory, File, create_directory
 from walpool.system.locks import LOCK_EX, maintenance, unlock, waiter
 from walpool.upkeep.recovery import RecoveryReport, recover
 
+POISON = "a sync failed"
 TRANSIENT_S = 2.0  # how long a slot that is held while a block must be rebuilt may belong to one that is just opening
 
 
@@ -82,8 +84,8 @@ def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
     control: Control | None = None
     try:
         control = Control.attach(directory, writable=True)
-        if control.words[STOP] == POISONED:
-            raise ControlUnusable("a sync failed")
+        if control.words[STOP] == POISONED or is_poisoned(directory):
+            raise ControlUnusable(POISON)
         for name in LOCKS:
             files.append(directory.open(name, WRITE))
             if files[-1].stat.st_ino != control.lock_inode(name):
@@ -164,6 +166,17 @@ def _believe_tail(segment: Segment, state: LogState, control: Control) -> None:
             raise ControlUnusable("the control block is behind its segment")
 
 
+def _doubtful(directory: Directory) -> int | None:
+    try:
+        control = Control.attach(directory, writable=False)
+    except ControlUnusable:
+        return first_doubtful(directory, None)
+    try:
+        return first_doubtful(directory, control)
+    finally:
+        control.close()
+
+
 def _lock_mode(options: WriterOptions) -> int:
     """Whoever may not write must not be able to lock writers out."""
     return 0o600 | (0o060 if options.mode & 0o020 else 0)
@@ -180,9 +193,11 @@ def _rebuild(directory: Directory, options: WriterOptions, reason: str) -> Recov
                 lock(append_lock.fd, LOCK_EX)
                 held = list(slots.alive(slots_lock))
                 if not held:
-                    return recover(directory, options.recovery, reason, options.mode)
+                    return recover(directory, options.recovery, reason, options.mode, _doubtful(directory))
             finally:
                 unlock(append_lock.fd)
+            if reason == POISON:
+                raise sync_failed(directory.path, 0, (_doubtful(directory) or 1) - 1)
             if clock.monotonic() > deadline:
                 raise UnsafeLog(
                     directory.path,

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, field
 from enum import Enum
 
-from walpool.errors import CorruptLog
+from walpool.errors import CorruptLog, SyncFailed, WALError
 from walpool.format.frame import find_frames
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import QUARANTINE, segment_name
@@ -18,8 +18,10 @@ from walpool.options import RecoveryMode
 from walpool.read.scan import FrameWindow, SegmentScan, scan_segment
 from walpool.shared.catalog import Segment, create_segment, list_segments, open_segment
 from walpool.shared.control import LogState, create_control, last_totals, leftover
+from walpool.shared.poison import lift
 from walpool.system import clock, processes
 from walpool.system.files import Directory
+from walpool.upkeep.rewrite import rewrite
 
 log = logging.getLogger("walpool")
 
@@ -153,11 +155,30 @@ def _last_intact(directory: Directory, scan: SegmentScan) -> int:
         segment.file.close()
 
 
-def recover(directory: Directory, mode: RecoveryMode, reason: str, file_mode: int) -> RecoveryReport:
-    """Make the segments and the control block agree, and everything that counts durable."""
+def recover(
+    directory: Directory, mode: RecoveryMode, reason: str, file_mode: int, doubtful_lsn: int | None = None
+) -> RecoveryReport:
+    """Make the segments and the control block agree, and everything that counts durable.
+
+    After a failed sync `doubtful_lsn` is the first whose bytes may be in the page cache only: they are written anew.
+    Raises SyncFailed when the disk still fails; then nothing was lifted and opening again tries again.
+    """
+    try:
+        return _recover(directory, mode, reason, file_mode, doubtful_lsn)
+    except OSError as error:
+        if isinstance(error, WALError):
+            raise
+        raise SyncFailed(error.errno or 5, f"{directory.path}: a sync failed while recovering: {error}") from error
+
+
+def _recover(
+    directory: Directory, mode: RecoveryMode, reason: str, file_mode: int, doubtful_lsn: int | None
+) -> RecoveryReport:
     for name in directory.names():
         if leftover(name):
             directory.unlink(name)
+    if doubtful_lsn is not None:
+        rewrite(directory, doubtful_lsn, file_mode)
     found = survey(directory, mode)
     totals = last_totals(directory)
     for scan in found.scans:
@@ -183,6 +204,7 @@ def recover(directory: Directory, mode: RecoveryMode, reason: str, file_mode: in
     )
     active.file.close()
     create_control(directory, state, found.next_lsn - 1, totals, file_mode)
+    lift(directory)
     report = RecoveryReport(
         reason=reason,
         mode=mode,

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from walpool.errors import SyncFailed, UnsafeLog, WALError
+from walpool.errors import UnsafeLog, WALError
 from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, FRAME_REST
 from walpool.options import WriterOptions
 from walpool.shared.catalog import Segment, open_segment
-from walpool.shared.control import COMMIT, COPIES, DURABLE, INTENT, RETIRED, STATE, STOP, LogState
+from walpool.shared.control import COMMIT, COPIES, DURABLE, INTENT, RETIRED, STATE, STOP, SYNC_ERRNO, LogState
+from walpool.shared.poison import sync_failed
 from walpool.system.calls import calls
 from walpool.system.files import cut_back, typed_error, write_rest
 from walpool.system.locks import LOCK_EX, LOCK_UN, Flock, mutex, waiter
@@ -170,9 +171,7 @@ class Appender:
     def _refuse(self) -> None:
         if self._words[STOP] == RETIRED:
             raise Retired("the control block was replaced")
-        raise SyncFailed(
-            5, f"{self._log.directory.path}: a sync failed earlier; close every writer and open again to recover"
-        )
+        raise sync_failed(self._log.directory.path, self._words[SYNC_ERRNO], self._words[DURABLE])
 
     def close(self) -> None:
         """Once no thread of ours is in an append: a descriptor number may be another file's as soon as it is closed."""

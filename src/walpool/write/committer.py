@@ -18,13 +18,14 @@ from walpool.shared.control import (
     LAST_GROUP,
     LAST_SYNC_NS,
     LEADING,
-    POISONED,
     STOP,
+    SYNC_ERRNO,
     SYNC_NS,
     SYNCED_BATCHES,
     SYNCS,
     LogState,
 )
+from walpool.shared.poison import poison, sync_failed
 from walpool.system.calls import calls
 from walpool.system.files import File
 from walpool.system.locks import LOCK_UN, try_lock
@@ -84,7 +85,7 @@ class Committer:
                 try:
                     self._sync(durable_lsn, state)
                 except OSError as error:
-                    words[STOP] = POISONED
+                    poison(self._log.directory, self._log.control, error.errno or 5)
                     raise self._failed() from error
                 finally:
                     words[LEADING] = 0
@@ -134,11 +135,7 @@ class Committer:
             old.close()
 
     def _failed(self) -> SyncFailed:
-        return SyncFailed(
-            5,
-            f"{self._log.directory.path}: a sync failed; what is above LSN {self._words[DURABLE]} may be lost; "
-            "close every writer and open again to recover",
-        )
+        return sync_failed(self._log.directory.path, self._words[SYNC_ERRNO], self._words[DURABLE])
 
     def sync_sealed(self) -> None:
         """Make sealed segments durable, in the background, so that a recovery never has many of them to read."""

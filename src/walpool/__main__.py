@@ -1,0 +1,7 @@
+"""`python -m walpool`: the same as the `walpool` command."""
+
+import sys
+
+from walpool.cli.main import run
+
+sys.exit(run())

@@ -1,0 +1,81 @@
+"""`walpool cat`: print entries, and with --follow those that come.
+
+text  `lsn operation timestamp key value` with tabs between them; what is not printable UTF-8 is escaped
+json  one object a line: lsn, operation, timestamp, key (or key_base64), and of a put value (or value_base64)
+raw   the value and a line feed, of puts only: the lines that `walpool ingest` took come out as they went in
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from typing import BinaryIO
+
+from walpool import Operation, WALEntry, WALReader
+from walpool.cli.exits import Exit
+from walpool.cli.output import json_line, text_line
+
+WRITE_BYTES = 64 * 1024
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", metavar="LOG", help="a log, or one segment file")
+    parser.add_argument("--from", dest="start", type=_lsn, default=1, metavar="LSN", help="the first LSN to print")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on as the log grows, until Ctrl-C")
+    parser.add_argument(
+        "--format", choices=list(FORMATS), default="text", help="text (default), JSON lines, or the raw values of puts"
+    )
+
+
+def _lsn(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an LSN: they count from 1")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> Exit:
+    form = FORMATS["json" if args.json else args.format]
+    out = sys.stdout.buffer
+    with WALReader(args.log, start=args.start) as reader:
+        if not args.follow:
+            _print_all(reader, form, out)
+            return Exit.OK
+        try:
+            for entry in reader.follow():
+                out.write(form(entry))
+                out.flush()  # whoever watches wants to see it now
+        except KeyboardInterrupt:  # the way to end it, so not a failure
+            pass
+        return Exit.OK
+
+
+def _print_all(entries: Iterable[WALEntry], form: Callable[[WALEntry], bytes], out: BinaryIO) -> None:
+    waiting: list[bytes] = []
+    size = 0
+    try:
+        for entry in entries:
+            line = form(entry)
+            waiting.append(line)
+            size += len(line)
+            if size >= WRITE_BYTES:
+                out.write(b"".join(waiting))
+                waiting, size = [], 0
+    finally:  # damage ends the reading, and what stands before it is data
+        out.write(b"".join(waiting))
+        out.flush()
+
+
+def _text(entry: WALEntry) -> bytes:
+    return (text_line(entry) + "\n").encode()
+
+
+def _json(entry: WALEntry) -> bytes:
+    return (json_line(entry) + "\n").encode()
+
+
+def _raw(entry: WALEntry) -> bytes:
+    return bytes(entry.value) + b"\n" if entry.operation == Operation.PUT else b""
+
+
+FORMATS: dict[str, Callable[[WALEntry], bytes]] = {"text": _text, "json": _json, "raw": _raw}

@@ -1,0 +1,190 @@
+"""`walpool ingest`: append the lines of files, or of stdin, with a pool of worker processes, each line exactly once.
+
+A line's key is `path:line`, with the path as it was given and lines from 1, its value is the line without its line
+feed. Whatever is killed, workers or the whole command, the same command started again appends what is missing.
+Lines of stdin have the keys `-:line` and are always new: they count on from the highest in the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from io import FileIO
+from pathlib import Path
+
+from walpool import SyncMode
+from walpool.cli.exits import CommandError, Exit, one_line
+from walpool.cli.output import megabytes, print_json, warn
+from walpool.cli.pool.crew import MAX_WORKERS
+from walpool.cli.pool.lines import Run, Source
+from walpool.cli.pool.load import Loaded, LoadOptions, Reports, load
+from walpool.cli.progress import Progress
+from walpool.options import DEFAULT_SIZE_LIMIT, MAX_SIZE_LIMIT
+
+UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+DEFAULT_BATCH_LINES = 256
+MAX_BATCH_LINES = 1_000_000
+WAIT_S = 60.0
+MIN_SIZE_LIMIT = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", metavar="LOG", help="the log's directory; made if it is not there")
+    parser.add_argument("files", metavar="FILE", nargs="*", help="a file of lines; - or none at all is stdin")
+    add_pool_arguments(parser)
+    parser.add_argument(
+        "--size-limit",
+        type=size,
+        default=DEFAULT_SIZE_LIMIT,
+        metavar="BYTES",
+        help="of one segment; K, M and G are understood (default: 64M)",
+    )
+
+
+def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command with a pool takes."""
+    parser.add_argument(
+        "--workers", type=_number(1, MAX_WORKERS), default=4, metavar="N", help="worker processes (default: 4)"
+    )
+    parser.add_argument(
+        "--sync",
+        type=SyncMode,
+        default=SyncMode.NORMAL,
+        metavar="{none,normal,full}",
+        help="when an append counts: buffered, in the kernel, on disk (default: normal); at the end all is on disk",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_number(1, MAX_BATCH_LINES),
+        default=DEFAULT_BATCH_LINES,
+        metavar="N",
+        help=f"lines appended together, or not at all (default: {DEFAULT_BATCH_LINES})",
+    )
+    parser.add_argument(
+        "--wait",
+        type=_seconds,
+        default=WAIT_S,
+        metavar="SECONDS",
+        help=f"for another ingest or demo on the log to end (default: {WAIT_S:g})",
+    )
+    parser.add_argument("--verbose", "-v", action="store_true", help="say which worker processes are started")
+
+
+def run(args: argparse.Namespace) -> Exit:
+    names = list(dict.fromkeys(args.files)) or ["-"]
+    stdin = _stdin() if "-" in names else None
+    sources = [source(name) for name in names if name != "-"]
+    options = LoadOptions(Path(args.log), args.workers, args.sync, args.size_limit, args.batch, args.wait)
+    loaded = load_with_progress(options, sources, stdin, args.verbose)
+    if args.json:
+        print_json({"log": args.log, **loaded.as_dict()})
+    else:
+        print(summary(loaded))
+    if loaded.complete:
+        return Exit.OK
+    only_stdin = stdin is not None and not sources
+    rest = "every line that was read is in the log" if only_stdin else "the same command appends the rest"
+    warn(f"walpool ingest: interrupted; {rest}")
+    return Exit.INTERRUPTED
+
+
+def source(name: str) -> Source:
+    """The file of that name as it is now. Raises CommandError if it cannot be loaded."""
+    path = Path(name)
+    try:
+        if not path.is_file():
+            reason = "not a regular file: pipe it in, and name it -" if path.exists() else "no such file"
+            raise CommandError(Exit.USAGE, f"{one_line(name)}: {reason}")
+        with path.open("rb"):
+            return Source(name.encode("utf-8", "surrogateescape"), path, path.stat().st_size)
+    except OSError as error:
+        raise CommandError(Exit.USAGE, f"{one_line(name)}: {error.strerror}") from error
+
+
+def load_with_progress(
+    options: LoadOptions,
+    sources: Sequence[Source],
+    stdin: FileIO | None,
+    verbose: bool,
+    placed: Callable[[int, tuple[Run, ...]], None] = lambda serial, runs: None,
+) -> Loaded:
+    """`load`, with what it does shown on stderr."""
+    reading = Progress("reading what the log holds")
+    progress = Progress("appending", 0 if stdin is not None else sum(each.size for each in sources))
+
+    def started(serial: int, pid: int) -> None:
+        if verbose:
+            progress.say(f"worker {serial} started: pid {pid}")
+
+    def appended(lines: int, size: int, skipped_bytes: int) -> None:
+        reading.clear()
+        progress.update(lines, size, skipped_bytes)
+
+    reports = Reports(
+        say=progress.say,
+        reading=lambda entries: reading.count(entries, "entries"),
+        progress=appended,
+        started=started,
+        placed=placed,
+    )
+    try:
+        loaded = load(options, sources, stdin, reports)
+    finally:
+        reading.clear()
+        progress.clear()
+    if loaded.first_kept_lsn > 1:
+        warn(
+            f"entries below LSN {loaded.first_kept_lsn} were removed by retention:"
+            " lines that only they held have been appended again"
+        )
+    return loaded
+
+
+def summary(loaded: Loaded) -> str:
+    rate = loaded.lines / loaded.seconds if loaded.seconds > 0 else 0
+    lines = [
+        f"appended  {loaded.lines:,} lines, {megabytes(loaded.bytes)}, in {loaded.seconds:.2f} s: {rate:,.0f} lines/s",
+        f"skipped   {loaded.skipped:,} lines that were in the log already",
+        f"workers   {loaded.workers} processes, {loaded.replaced} of them replaced because they died",
+        f"LSNs      {loaded.first_lsn}..{loaded.last_lsn}, durable through {loaded.durable_lsn}",
+    ]
+    return "\n".join(lines)
+
+
+def size(text: str) -> int:
+    """A number of bytes: `8388608`, `8M`, `8MiB`."""
+    digits = text.rstrip("kKmMgGiIbB")
+    unit = text[len(digits) :].lower().removesuffix("b").removesuffix("i")
+    if not (digits.isascii() and digits.isdigit()) or unit not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: use bytes, or K, M or G of 1,024")
+    number = int(digits) * UNITS[unit]
+    if not MIN_SIZE_LIMIT <= number <= MAX_SIZE_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text} is not between {MIN_SIZE_LIMIT} bytes and {MAX_SIZE_LIMIT >> 30} GiB")
+    return number
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _stdin() -> FileIO:
+    try:
+        return FileIO(sys.stdin.fileno(), "rb", closefd=False)
+    except (AttributeError, OSError, ValueError):
+        raise CommandError(Exit.USAGE, "there is no stdin to read; name a file") from None

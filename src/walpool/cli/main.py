@@ -1,0 +1,94 @@
+"""The `walpool` command: reads the arguments, runs one command, and turns what went wrong into a line and a code.
+
+Holds: only the module of the command that was asked for is imported, so that `walpool --help` and each command start
+quickly, and an error that a person can meet never shows a traceback. A bug of ours still does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from walpool.cli.exits import EXPECTED, Exit, describe
+from walpool.system.console import drop_output
+
+COMMANDS = {
+    "demo": "append this Python's standard library with a pool of worker processes, and prove that it is all there",
+    "ingest": "append the lines of files, or of stdin, with a pool of worker processes",
+    "cat": "print entries",
+    "dump": "print headers and frames, one line each, with offsets",
+    "stat": "print positions, segments, totals and writers",
+    "verify": "read everything and report each finding",
+}
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run `walpool` with `argv` (`sys.argv[1:]` if None) and return its exit code; argparse raises SystemExit."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A path that the terminal's encoding cannot show must not end the command.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    args = _parser(words).parse_args(words)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has had enough, as in `walpool cat LOG | head`
+        drop_output()
+        return Exit.OK
+    except EXPECTED as error:
+        code, line = describe(error)
+        return _finish(args.command, code, line)
+
+
+def _finish(command: str, code: int, line: str) -> int:
+    try:
+        sys.stdout.flush()  # what was printed before the failure is data, and comes before the reason
+        print(f"walpool {command}: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        drop_output()
+    return code
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="walpool",
+        description="A write-ahead log that many processes append to at once.",
+        epilog="Exit codes: 0 ok, 1 damage or difference, 2 usage, 3 no such log, 4 busy, 74 I/O, 130 interrupted.",
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+        if name in words:  # the others would cost their imports, and nobody asks for their options
+            module = import_module(f"walpool.cli.{name}")
+            command.add_argument("--json", action="store_true", help="print the result as JSON")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+class _Version(argparse.Action):
+    """`--version`, which reads the installed version only when asked: importlib.metadata takes longer than we do."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("walpool")
+        except PackageNotFoundError:  # run from a checkout that is on the path but not installed
+            number = "(not installed)"
+        print(f"walpool {number}")
+        parser.exit()

@@ -1,0 +1,66 @@
+"""Output: what the commands share when they print a result, for people or as JSON, and bytes as text and back.
+
+Holds: text on one line stays on one line, and nothing in an entry can draw on the terminal it is printed to.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from base64 import b64encode
+from collections.abc import Mapping
+
+from walpool import Operation, WALEntry
+
+SCHEMA = 1  # of every JSON object a command prints; it changes when a field changes its meaning or goes
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def print_json(values: Mapping[str, object]) -> None:
+    """One object with its schema, on one line."""
+    print(json.dumps({"schema": SCHEMA, **values}), flush=True)
+
+
+def escaped(data: bytes) -> str:
+    """`data` as printable text: UTF-8 where it is that, and \\t \\n \\r \\\\ \\xNN \\uNNNN for the rest."""
+    text = data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(_escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return char if char.isprintable() else _ESCAPES.get(char) or ascii(char)[1:-1]
+
+
+def text_line(entry: WALEntry) -> str:
+    """`lsn operation timestamp key value`, tabs between them."""
+    operation = Operation(entry.operation).name.lower()
+    return f"{entry.lsn}\t{operation}\t{entry.timestamp}\t{escaped(bytes(entry.key))}\t{escaped(bytes(entry.value))}"
+
+
+def json_line(entry: WALEntry) -> str:
+    """One JSON object; `key` and `value` as text, or `key_base64` and `value_base64` if they are not UTF-8."""
+    fields: dict[str, object] = {
+        "lsn": entry.lsn,
+        "operation": Operation(entry.operation).name.lower(),
+        "timestamp": entry.timestamp,
+    }
+    _put_bytes(fields, "key", bytes(entry.key))
+    if entry.operation == Operation.PUT:
+        _put_bytes(fields, "value", bytes(entry.value))
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def _put_bytes(fields: dict[str, object], name: str, data: bytes) -> None:
+    try:
+        fields[name] = data.decode("utf-8")
+    except UnicodeDecodeError:
+        fields[f"{name}_base64"] = b64encode(data).decode("ascii")
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def warn(text: str) -> None:
+    """Say something to the person, not to whoever reads the data."""
+    print(text, file=sys.stderr, flush=True)

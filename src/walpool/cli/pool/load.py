@@ -1,0 +1,175 @@
+"""Load: append the lines of sources to a log with a pool of worker processes, in the order that makes it exact.
+
+The log is opened, then the loading lock is taken, then the log is read, then workers are started: whoever comes later
+waits for the lock, and reads the log when nobody appends lines any more.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import FrameType
+
+from walpool import SyncMode, WALWriter
+from walpool.cli.exits import CommandError, Exit
+from walpool.cli.pool.crew import Crew, Hooks
+from walpool.cli.pool.feed import STDIN_NAME, ChainFeed, Feed, FileFeed, StdinFeed
+from walpool.cli.pool.ledger import for_sources, read_whole
+from walpool.cli.pool.lines import Run, Source, parcel_bytes_for
+from walpool.cli.pool.worker import WorkerOptions
+from walpool.system import clock
+from walpool.system.files import Directory
+from walpool.system.locks import try_lock
+
+INGEST_LOCK = "ingest.lock"
+SAY_AFTER_S = 1.0
+LOOK_AGAIN_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    log: Path
+    workers: int
+    sync_mode: SyncMode
+    size_limit: int  # bytes of one segment
+    batch_lines: int
+    wait_s: float  # for the loading lock
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a loading did. Its LSNs are `first_lsn` to `last_lsn`, together with what others appended meanwhile."""
+
+    lines: int
+    bytes: int  # line feeds included
+    skipped: int  # lines that were in the log already
+    workers: int  # processes that were started
+    replaced: int  # of them, those that died
+    seconds: float  # of appending, without reading what was there
+    first_lsn: int
+    last_lsn: int
+    durable_lsn: int
+    first_kept_lsn: int  # above 1 if retention removed entries, whose lines could not be known
+    complete: bool  # False after Ctrl-C
+
+    def as_dict(self) -> dict[str, int | float | bool]:
+        return {
+            "complete": self.complete,
+            "lines": self.lines,
+            "bytes": self.bytes,
+            "skipped": self.skipped,
+            "workers": self.workers,
+            "workers_replaced": self.replaced,
+            "seconds": round(self.seconds, 3),
+            "first_lsn": self.first_lsn,
+            "last_lsn": self.last_lsn,
+            "durable_lsn": self.durable_lsn,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What a loading tells while it goes on."""
+
+    say: Callable[[str], None]  # to the person
+    reading: Callable[[int], None]  # how many entries of the log have been read, before the first line is appended
+    progress: Callable[[int, int, int], None]  # lines appended, their bytes, bytes that were in the log already
+    started: Callable[[int, int], None] = lambda serial, pid: None  # a worker process
+    placed: Callable[[int, tuple[Run, ...]], None] = lambda serial, runs: None  # see Hooks
+
+
+def load(
+    options: LoadOptions,
+    sources: Sequence[Source],
+    stdin: FileIO | None,
+    reports: Reports,
+) -> Loaded:
+    """Append every line that the log does not hold yet, files first and then `stdin`, and make it durable.
+
+    Raises CommandError (busy, a source that has changed, a worker that cannot go on) and what walpool raises; what was
+    appended until then stays, and loading the same sources again appends the rest.
+    """
+    with WALWriter(options.log, options.sync_mode, options.size_limit, name="walpool load") as writer:
+
+        def next_lsn() -> int:
+            return writer.metrics.snapshot().next_lsn
+
+        with _loading_lock(options, reports.say) as lock_fd:
+            first_lsn = next_lsn()
+            ledger = for_sources(sources, [STDIN_NAME])
+            first_kept_lsn = read_whole(ledger, options.log, reports.reading) if first_lsn > 1 else 1
+            total_bytes = sum(source.size for source in sources)
+            files = FileFeed(sources, ledger, parcel_bytes_for(total_bytes, options.workers))
+            feeds: list[Feed] = [files]
+            if stdin is not None:
+                feeds.append(StdinFeed(stdin, ledger.highest[STDIN_NAME] + 1))
+            feed = ChainFeed(feeds)
+            worker_options = WorkerOptions(options.log, options.sync_mode, options.size_limit, options.batch_lines)
+
+            def placed(serial: int, runs: tuple[Run, ...]) -> None:
+                reports.placed(serial, runs)
+                reports.progress(crew.tally.lines, crew.tally.bytes, files.skipped_bytes)
+
+            hooks = Hooks(reports.say, reports.started, placed)
+            start_s = clock.monotonic()
+            with (
+                Crew(options.log, worker_options, options.workers, next_lsn, (lock_fd,), hooks) as crew,
+                _first_interrupt(crew, feed) as interrupts,
+            ):
+                complete = crew.work(feed) and not interrupts
+            seconds = clock.monotonic() - start_s
+            durable_lsn = writer.sync()  # in every mode: the summary says what is on disk
+            tally = crew.tally
+            return Loaded(
+                tally.lines, tally.bytes, files.skipped, len(tally.pids), tally.replaced, seconds, first_lsn,
+                next_lsn() - 1, durable_lsn, first_kept_lsn, complete,
+            )  # fmt: skip
+
+
+@contextmanager
+def _loading_lock(options: LoadOptions, say: Callable[[str], None]) -> Iterator[int]:
+    """Hold `ingest.lock`; every worker inherits its descriptor, so it is free when the last of them has ended."""
+    directory = Directory(options.log)
+    file = directory.open_or_create(INGEST_LOCK)
+    try:
+        start_s = clock.monotonic()
+        said = False
+        while not try_lock(file.fd):
+            waited_s = clock.monotonic() - start_s
+            if waited_s >= options.wait_s:
+                raise CommandError(
+                    Exit.BUSY, f"{options.log}: another ingest or demo, or a worker that one left, is still at work"
+                )
+            if waited_s >= SAY_AFTER_S and not said:
+                said = True
+                say(f"waiting up to {options.wait_s:g} s for another ingest or demo on this log to end")
+            clock.sleep(LOOK_AGAIN_S)
+        yield file.fd
+    finally:
+        file.close()  # the workers have ended, so this frees the lock
+        directory.close()
+
+
+@contextmanager
+def _first_interrupt(crew: Crew, feed: Feed) -> Iterator[list[int]]:
+    """The first Ctrl-C inside ends the loading in order, and is in the list; the second is a KeyboardInterrupt."""
+    interrupts: list[int] = []
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        if len(interrupts) > 1:
+            raise KeyboardInterrupt
+        if feed.end_early():
+            crew.wake()
+        else:
+            crew.stop()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)

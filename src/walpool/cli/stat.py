@@ -1,0 +1,145 @@
+"""`walpool stat`: where a log stands: its positions, segments, totals, and the writers that live.
+
+Holds: no lock is taken and nothing is made. A log without a control block that counts (a copy, or one that nobody has
+opened since the last boot) is described by its segments, as far as the last of them says it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+from dataclasses import asdict, dataclass
+
+from walpool import WALMetrics
+from walpool.cli.exits import Exit, one_line
+from walpool.cli.output import megabytes, print_json
+from walpool.errors import LogNotFound
+from walpool.format.names import segment_name
+from walpool.read.scan import FrameWindow, scan_segment
+from walpool.shared.catalog import list_segments
+from walpool.shared.control import ControlUnusable
+from walpool.shared.metrics import Snapshot
+from walpool.system.files import Directory
+
+ROWS_SHOWN = 10  # of segments, the newest, for people; JSON has them all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", metavar="LOG", help="the log's directory")
+
+
+def run(args: argparse.Namespace) -> Exit:
+    found = look(args.log)
+    if args.json:
+        print_json(found.as_dict())
+    else:
+        print(render(found))
+    return Exit.OK
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    name: str
+    first_lsn: int
+    bytes: int  # of the file
+    state: str  # "sealed", "active", or "last" when nobody says which is active
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A log at one moment."""
+
+    path: str
+    first_lsn: int  # of the first segment
+    next_lsn: int
+    durable_lsn: int
+    segments: tuple[SegmentRow, ...]
+    snapshot: Snapshot | None  # None: there is no control block that counts,
+    reason: str  # because of this
+
+    def as_dict(self) -> dict[str, object]:
+        """Ready for JSON; `totals` and `writers` are null without a control block that counts."""
+        totals = None if self.snapshot is None else self.snapshot.as_dict()
+        writers = None if totals is None else totals.pop("writers")
+        for name in THIS_PROCESS:
+            if totals is not None:
+                totals.pop(name, None)
+        return {
+            "path": self.path,
+            "first_lsn": self.first_lsn,
+            "next_lsn": self.next_lsn,
+            "durable_lsn": self.durable_lsn,
+            "bytes": sum(row.bytes for row in self.segments),
+            "segments": [asdict(row) for row in self.segments],
+            "totals": totals,
+            "writers": writers,
+            "unusable_control": self.reason or None,
+        }
+
+
+# What a snapshot counts for the process that takes it, which is us: we have done nothing.
+THIS_PROCESS = (
+    "writes_failed", "reads_total", "reads_failed", "bytes_read", "corrupted_entries", "files_opened",
+    "write_success_rate", "read_success_rate", "next_lsn", "durable_lsn", "segments",
+)  # fmt: skip
+
+
+def look(path: str) -> Standing:
+    """The log at `path` now. Raises LogNotFound, UnsafeLog, UnsupportedVersion."""
+    snapshot: Snapshot | None = None
+    reason = ""
+    try:
+        with WALMetrics.attach(path) as metrics:
+            snapshot = metrics.snapshot()
+    except ControlUnusable as error:
+        reason = str(error)
+    with closing(Directory(path)) as directory:
+        first_lsns = list_segments(directory)
+        if not first_lsns:
+            raise LogNotFound(path, "no such log: the directory holds no segment")
+        rows = []
+        for first_lsn in first_lsns:
+            try:
+                size = directory.size_of(segment_name(first_lsn))
+            except FileNotFoundError:
+                continue  # removed by retention since the names were read
+            last = "last" if snapshot is None else "active"
+            state = last if first_lsn == first_lsns[-1] else "sealed"
+            rows.append(SegmentRow(segment_name(first_lsn), first_lsn, size, state))
+        if snapshot is not None:
+            next_lsn, durable_lsn = snapshot.next_lsn, snapshot.durable_lsn
+        else:
+            scan = scan_segment(directory, first_lsns[-1], None, FrameWindow())
+            next_lsn, durable_lsn = scan.next_lsn, scan.durable_lsn
+        return Standing(directory.path, first_lsns[0], next_lsn, durable_lsn, tuple(rows), snapshot, reason)
+
+
+def render(found: Standing) -> str:
+    """For people."""
+    last_lsn = found.next_lsn - 1
+    lines = [
+        one_line(found.path),
+        f"entries   {last_lsn - found.first_lsn + 1:,}"
+        + (f": LSN {found.first_lsn} to {last_lsn}" if last_lsn >= found.first_lsn else " yet")
+        + f", durable through {found.durable_lsn} ({max(0, last_lsn - found.durable_lsn):,} behind)",
+    ]
+    lines += [f"control   {found.reason}: these are the segments' own figures"] if found.reason else []
+    lines += _totals(found.snapshot) if found.snapshot is not None else []
+    lines.append(f"segments  {len(found.segments):,}, {megabytes(sum(row.bytes for row in found.segments))}")
+    hidden = len(found.segments) - ROWS_SHOWN
+    lines += [f"          {hidden:,} older ones, all sealed"] if hidden > 0 else []
+    lines += [f"          {row.name}  {row.bytes:>13,} bytes  {row.state}" for row in found.segments[-ROWS_SHOWN:]]
+    return "\n".join(lines)
+
+
+def _totals(totals: Snapshot) -> list[str]:
+    sync_ms = 1000 * totals.sync_seconds_total / totals.sync_total if totals.sync_total else 0.0
+    writers = [
+        f"slot {row.slot}, pid {row.pid or 'unknown'} {one_line(row.process)}".rstrip() for row in totals.writers
+    ]
+    return [
+        f"appended  {totals.batches_total:,} batches, {megabytes(totals.bytes_written)};"
+        f" entries of {totals.avg_entry_size:,.0f} bytes on average, {totals.max_entry_size:,} at most",
+        f"synced    {totals.sync_total:,} times, {sync_ms:.2f} ms on average; {totals.rotation_count:,} rotations",
+        f"writers   {len(writers)} alive" + "".join(f"\n          {writer}" for writer in writers),
+    ]

@@ -1,0 +1,65 @@
+"""The mark of a failed sync: a file that outlives every process and the control block.
+
+Holds: while it is there, nobody appends; only a recovery, with maintenance and append held, takes it away.
+"""
+
+from walpool.errors import SyncFailed, WALError
+from walpool.format.names import SYNC_FAILED
+from walpool.shared.control import POISONED, STOP, SYNC_ERRNO, Control
+from walpool.system import processes
+from walpool.system.files import CREATE, Directory
+
+
+def poison(directory: Directory, control: Control, errno: int) -> None:
+    """Tell every process, now and later, that a sync failed. Lock: sync."""
+    control.words[SYNC_ERRNO] = errno
+    control.words[STOP] = POISONED  # first: it reaches whoever maps the block at once
+    high, low = processes.boot_id()
+    try:
+        file = directory.open(SYNC_FAILED, CREATE)
+        try:
+            file.write(f"{high:016x}{low:016x} {control.durable_lsn} {errno}\n".encode(), 0)
+            file.sync()
+        finally:
+            file.close()
+        directory.sync()
+    except (OSError, WALError):
+        pass  # the disk is failing: then the block carries the mark alone, until the reboot
+
+
+def is_poisoned(directory: Directory) -> bool:
+    return directory.identity(SYNC_FAILED) is not None
+
+
+def first_doubtful(directory: Directory, control: Control | None) -> int | None:
+    """The first LSN whose bytes may be in the page cache and not on disk, or None when the cache is of another boot."""
+    if control is not None and control.words[STOP] == POISONED:
+        return control.durable_lsn + 1
+    try:
+        file = directory.open(SYNC_FAILED)
+    except FileNotFoundError:
+        return None
+    try:
+        boot, durable_lsn, *_ = file.read(256, 0).split() or [b""]
+        if boot == b"%016x%016x" % processes.boot_id():
+            return int(durable_lsn) + 1
+    except ValueError:
+        return 1  # a half-written mark: doubt everything
+    finally:
+        file.close()
+    return None
+
+
+def lift(directory: Directory) -> None:
+    """Lock: maintenance and append, after a recovery made everything durable."""
+    if is_poisoned(directory):
+        directory.unlink(SYNC_FAILED)
+        directory.sync()
+
+
+def sync_failed(path: str, errno: int, durable_lsn: int) -> SyncFailed:
+    return SyncFailed(
+        errno or 5,
+        f"{path}: a sync failed; what is above LSN {durable_lsn} may be lost; close every writer of this log and open"
+        " it again to recover",
+    )

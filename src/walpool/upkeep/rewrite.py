@@ -1,0 +1,92 @@
+"""Rewrite: after a failed sync, put the doubtful end of the log into a new segment and make that durable.
+
+The kernel may keep pages of a failed write in its cache, marked clean: they read well, a second sync reports success,
+and the disk has nothing. So they are written again, elsewhere.
+Holds: at every step the segments say the same entries: the new segment appears whole, under one rename, and only then
+do the ones it replaces move aside, newest first.
+Lock: maintenance and append, and no writer alive.
+"""
+
+from crc32c import crc32c
+
+from walpool.errors import CorruptLog
+from walpool.format.frame import FRAME_PREFIX, Frame, seal
+from walpool.format.header import HEADER_BYTES, WALHeader
+from walpool.format.names import QUARANTINE, segment_name
+from walpool.read.scan import FrameWindow
+from walpool.shared.catalog import list_segments, open_segment
+from walpool.system import clock, processes
+from walpool.system.files import CREATE, Directory, File
+
+_REWRITE = "rewrite.tmp"
+
+
+def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
+    """Copy every intact frame from `first_lsn` on into one new segment of that name, and sync it."""
+    segments = list_segments(directory)
+    inside = [first for first in segments if first <= first_lsn][-1:] + [
+        first for first in segments if first > first_lsn
+    ]
+    if directory.identity(_REWRITE) is not None:
+        directory.unlink(_REWRITE)  # of a rewrite that was killed
+    file = directory.open(_REWRITE, CREATE, file_mode)
+    try:
+        next_lsn = _copy(directory, segments, inside, first_lsn, file)
+        if next_lsn > first_lsn:
+            file.sync()
+            directory.make_directory(QUARANTINE)
+            if first_lsn in segments:
+                directory.link(segment_name(first_lsn), _aside(first_lsn))
+            directory.rename(_REWRITE, segment_name(first_lsn))
+            directory.sync()
+            for replaced in reversed(inside):
+                if first_lsn < replaced < next_lsn:
+                    directory.rename(segment_name(replaced), _aside(replaced))
+            directory.sync()
+        else:
+            directory.unlink(_REWRITE)
+    finally:
+        file.close()
+
+
+def _aside(first_lsn: int) -> str:
+    return f"{QUARANTINE}/{segment_name(first_lsn)}.{clock.time_ns()}"
+
+
+def _copy(directory: Directory, segments: list[int], inside: list[int], first_lsn: int, to: File) -> int:
+    """Write header and frames; one past the last LSN copied."""
+    marker = processes.random_word() & 0xFFFFFFFF
+    window = FrameWindow(1 << 18)
+    lsn = first_lsn
+    at = HEADER_BYTES
+    sequence = 0
+    for first in inside:
+        try:
+            segment = open_segment(directory, first)
+        except CorruptLog:
+            break
+        try:
+            sequence = max(sequence, segment.header.sequence)
+            following = next((later for later in segments if later > first), None)
+            window.start(segment, segment.header.entries_offset)
+            size = segment.file.size()
+            expected = first
+            while following is None or expected < following:
+                found = window.next(expected, size)
+                if not isinstance(found, Frame):
+                    break
+                expected = found.next_lsn
+                if found.first_lsn < lsn:
+                    continue
+                rest = bytes(window.data[found.offset + FRAME_PREFIX.size : found.body])
+                body = bytes(window.data[found.body : found.end])
+                frame = seal(marker, crc32c(body, marker), rest, body)
+                to.write(frame, at)
+                at += len(frame)
+                lsn = found.next_lsn
+        finally:
+            segment.file.close()
+        if following is None or lsn < following:
+            break
+    to.write(WALHeader(clock.time_ns(), sequence + 1, first_lsn, first_lsn - 1, marker).encode(), 0)
+    return lsn
