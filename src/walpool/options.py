@@ -36,4 +36,6 @@ class WriterOptions:
     metrics: bool = True
     name: str | None = None
     recovery: RecoveryMode = RecoveryMode.TOLERATE_TAIL
-    buffer_bytes: int = 256 * 1024  # SyncMode.NONE only
+    buffer_bytes: int = 256 * 1024  # SyncMode.NONE: appended when this many bytes are buffered,
+    linger_s: float = 0.05  # or this long after the first of them
+    sync_interval_s: float | None = None  # SyncMode.NORMAL: an append is durable after at most this long and a sync

@@ -59,7 +59,8 @@ class Appender:
         self._active = _active(log.segment)
         self._next_check_lsn = 0
         self._next_check_ns = 0
-        self.rotated = False  # since somebody last looked: the committer syncs sealed segments in the background
+        self.rotations = 0  # since the writer last did its chores
+        self.chores = options.sync_interval_s is not None  # one flag for all that an append seldom leaves to do
 
     def append(self, body: bytes, count: int, largest: int) -> int:
         """Append one frame and return its first LSN. `largest`: encoded bytes of its largest entry.
@@ -132,6 +133,10 @@ class Appender:
             finally:
                 self._unlock(self._lock_fd, LOCK_UN)
 
+    def ask_for_chores(self) -> None:
+        """Have the next append do them."""
+        self.chores = True
+
     def _make_room(self, frame_bytes: int, state: LogState) -> LogState:
         """Have the segment open that the frame goes into, which may be the next one. Lock: append."""
         if state.tail + frame_bytes > self._size_limit and state.next_lsn > state.segment:
@@ -148,7 +153,8 @@ class Appender:
         self._check_names(state.next_lsn, self._time_ns())  # never start a segment beside another writer's
         segment, state = rotate(self._log.directory, self._log.control, state, self._file_mode)
         self._use(segment)
-        self.rotated = True
+        self.rotations += 1
+        self.chores = True
         return state
 
     def _use(self, segment: Segment) -> None:

@@ -1,21 +1,29 @@
 """The buffer of SyncMode.NONE: encoded entries of this process that are appended together later.
 
 Holds: what an exception left unappended is still in the buffer, in order; an entry whose `add` raised is not.
-A forked child starts with an empty one, because its parent will append what was buffered.
+A forked child starts with an empty one, because its parent will append what was buffered. No thread exists while the
+buffer is empty.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 
+from walpool.errors import WALError
+
+log = logging.getLogger("walpool")
+
 
 class Buffer:
-    def __init__(self, append: Callable[[bytes, int, int], int], limit_bytes: int) -> None:
+    def __init__(self, append: Callable[[bytes, int, int], int], limit_bytes: int, linger_s: float) -> None:
         self._append = append  # (body, count, largest entry's bytes)
         self._limit_bytes = limit_bytes
+        self._linger_s = linger_s
         self._lock = threading.Lock()
         self._bodies: list[bytes] = []
         self._bytes = 0
         self._largest = 0
+        self._timer: threading.Timer | None = None
 
     def add(self, body: bytes) -> None:
         with self._lock:
@@ -24,6 +32,8 @@ class Buffer:
             self._bodies.append(body)
             self._bytes += len(body)
             self._largest = max(self._largest, len(body))
+            if self._timer is None:
+                self._linger()
 
     def flush(self) -> None:
         with self._lock:
@@ -33,3 +43,25 @@ class Buffer:
     def _flush(self) -> None:
         self._append(b"".join(self._bodies), len(self._bodies), self._largest)
         self._bodies, self._bytes, self._largest = [], 0, 0
+
+    def _linger(self) -> None:
+        self._timer = threading.Timer(self._linger_s, self._lingered)
+        self._timer.daemon = True  # at interpreter exit the writer's atexit hook appends what is left
+        self._timer.start()
+
+    def _lingered(self) -> None:
+        with self._lock:
+            self._timer = None
+            try:
+                if self._bodies:
+                    self._flush()
+            except WALError as error:
+                log.warning("buffered entries could not be appended, and stay buffered: %s", error)
+                self._linger()
+
+    def stop(self) -> None:
+        """No timer outlives its writer."""
+        with self._lock:
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()

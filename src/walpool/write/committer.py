@@ -8,6 +8,7 @@ Lock: sync.lock, never waited for: who does not get it waits for the durable LSN
 
 import logging
 import threading
+from collections.abc import Callable
 
 from walpool.errors import LogClosed, SyncFailed, WALError
 from walpool.format.names import segment_name
@@ -47,6 +48,7 @@ class Committer:
         self._synced: File | None = None  # the active segment, as the leader last synced it
         self._directory_synced = 0  # first LSN of the last segment whose name is known to be durable
         self._closed = False
+        self._timer: threading.Timer | None = None
         self._background: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -144,6 +146,21 @@ class Committer:
                 self._background = threading.Thread(target=self._sync_sealed, name="walpool-sync", daemon=True)
                 self._background.start()
 
+    def sync_within(self, seconds: float, and_then: Callable[[], None]) -> None:
+        """Make what is published by then durable, `seconds` from now; then `and_then`, for the next append."""
+        self._timer = threading.Timer(seconds, self._sync_published, (and_then,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _sync_published(self, and_then: Callable[[], None]) -> None:
+        and_then()  # first: an append that comes during the sync needs the next one
+        try:
+            self.settle(self._log.control.state().next_lsn - 1)
+        except LogClosed:
+            pass  # close() has settled what this timer was for
+        except WALError as error:
+            log.error("%s", error)  # the log is poisoned: the next append says so to its caller
+
     def _sync_sealed(self) -> None:
         try:
             while (sealed := self._log.control.state().segment - 1) > self._words[DURABLE]:
@@ -152,6 +169,8 @@ class Committer:
             log.error("%s", error)  # the log is poisoned: the next append says so to its caller
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._background is not None:
             self._background.join()
         with self._mutex:

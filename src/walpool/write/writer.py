@@ -36,7 +36,10 @@ class WALWriter:
     `path` is made, with its parents, when it is not there. `size_limit` is the most bytes a segment takes, and applies
     from the next rotation. `lock_timeout` (seconds) makes an append that waits longer raise LogBusy; such a writer
     polls, and can lose to those that wait in the kernel. `mode` is that of the files. `recovery` says what to do about
-    damage when the log has to be recovered first. `buffer_bytes` is for SyncMode.NONE. `name` is for people.
+    damage when the log has to be recovered first. `name` is for people.
+
+    In SyncMode.NONE entries are appended when `buffer_bytes` are buffered, or `linger_s` after the first of them. With
+    `sync_interval_s` whatever this writer appended is on disk after so many seconds and a sync, as long as it lives.
 
     One object may be shared by threads, used after a fork, and pickled to another process.
     Raises UnsafeLog, LogBusy, LogFull, CorruptLog, UnsupportedVersion.
@@ -54,6 +57,8 @@ class WALWriter:
         name: str | None = None,
         recovery: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
         buffer_bytes: int = 256 * 1024,
+        linger_s: float = 0.05,
+        sync_interval_s: float | None = None,
     ) -> None:
         self._closed = True  # until it is open: __del__ runs for a half-made object too
         self._log: OpenLog | None = None
@@ -69,6 +74,8 @@ class WALWriter:
             name=name,
             recovery=RecoveryMode(recovery),
             buffer_bytes=buffer_bytes,
+            linger_s=linger_s,
+            sync_interval_s=sync_interval_s,
         )
         self._prepare(place, options)
         self._reopen()
@@ -92,7 +99,8 @@ class WALWriter:
 
     def _new_buffer(self) -> Buffer:
         options = self._options
-        return Buffer(self._append, min(options.buffer_bytes, options.size_limit - HEADER_BYTES - FRAME_BYTES))
+        limit_bytes = min(options.buffer_bytes, options.size_limit - HEADER_BYTES - FRAME_BYTES)
+        return Buffer(self._append, limit_bytes, options.linger_s)
 
     def _reopen(self) -> Appender:
         """Open the log, again if need be; the appender to use. Slow path: first use in this process."""
@@ -165,14 +173,19 @@ class WALWriter:
                 self._counters.add(writes_failed=1)
             raise
         self._last_lsn = first_lsn + count - 1
-        if appender.rotated:
-            appender.rotated = False
-            self._after_rotation()
+        if appender.chores:
+            self._do_chores(appender)
         return first_lsn
 
-    def _after_rotation(self) -> None:
-        self._counters.add(files_opened=1)
-        self._committer.sync_sealed()
+    def _do_chores(self, appender: Appender) -> None:
+        """What an append now and then leaves to do, outside the lock."""
+        appender.chores = False
+        if appender.rotations:
+            self._counters.add(files_opened=appender.rotations)
+            appender.rotations = 0
+            self._committer.sync_sealed()
+        if self._options.sync_interval_s is not None:
+            self._committer.sync_within(self._options.sync_interval_s, appender.ask_for_chores)
 
     # The log
 
@@ -187,8 +200,9 @@ class WALWriter:
         """Seal the active segment now and start the next; nothing to do when it is empty."""
         if self._buffer is not None:
             self._buffer.flush()
-        if self._reopen().rotate():
-            self._after_rotation()
+        appender = self._reopen()
+        if appender.rotate():
+            self._do_chores(appender)
 
     @property
     def path(self) -> str:
@@ -217,16 +231,20 @@ class WALWriter:
     # Its life
 
     def close(self) -> None:
-        """Append what is buffered and let go of the log. May be called again."""
+        """Append what is buffered and let go of the log. May be called again.
+
+        When the buffer cannot be appended (LogFull, LogBusy, ...) that is raised, and the writer stays open.
+        """
         if self._closed:
             return
-        try:
-            if self._buffer is not None:
-                self._buffer.flush()
-        finally:
-            self._closed = True
-            self._let_go()
-            _buffering.discard(self)
+        if self._buffer is not None:
+            self._buffer.flush()
+            self._buffer.stop()
+        if self._options.sync_interval_s is not None and self._log is not None:
+            self._committer.settle(self._last_lsn)  # its promise outlives the timer
+        self._closed = True
+        self._let_go()
+        _buffering.discard(self)
 
     def _let_go(self) -> None:
         with self._opening:
