@@ -17,7 +17,7 @@ from walpool.errors import (
 )
 from walpool.format.entry import Operation, WALEntry
 from walpool.format.header import WALHeader
-from walpool.options import RecoveryMode, SyncMode
+from walpool.options import RecoveryMode, Retention, SyncMode
 from walpool.read.reader import ReaderStats, WALReader
 from walpool.shared.metrics import WALMetrics
 from walpool.upkeep.recovery import RecoveryReport
@@ -39,6 +39,7 @@ __all__ = [
     "ReaderStats",
     "RecoveryMode",
     "RecoveryReport",
+    "Retention",
     "SyncFailed",
     "SyncMode",
     "UnsafeLog",

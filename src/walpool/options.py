@@ -26,6 +26,17 @@ class RecoveryMode(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """When sealed segments are removed: as soon as any rule says so, oldest first, never the active one."""
+
+    checkpointed: bool = True  # all of its entries are at or below the checkpoint
+    max_bytes: int | None = None  # of the whole log; the oldest go until it fits
+    max_age: float | None = None  # seconds since it was sealed
+    max_segments: int | None = None  # of the whole log, the active one included
+    max_pinned_bytes: int = 1 << 30  # beyond this size of the log, readers' pins keep nothing
+
+
+@dataclass(frozen=True, slots=True)
 class WriterOptions:
     """Everything a pickled or forked writer needs to open the log again."""
 
@@ -38,4 +49,5 @@ class WriterOptions:
     recovery: RecoveryMode = RecoveryMode.TOLERATE_TAIL
     buffer_bytes: int = 256 * 1024  # SyncMode.NONE: appended when this many bytes are buffered,
     linger_s: float = 0.05  # or this long after the first of them
+    retention: Retention | None = None
     sync_interval_s: float | None = None  # SyncMode.NORMAL: an append is durable after at most this long and a sync

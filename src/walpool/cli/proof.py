@@ -22,6 +22,7 @@ from walpool.cli.pool.lines import Run, Source, file_runs
 
 REPORT_EVERY = 50_000  # entries between two calls of `progress`
 DIGEST_BYTES = 16
+MAX_DIGITS = 12  # of a line number that could be one of ours
 
 
 class Span(NamedTuple):
@@ -77,26 +78,26 @@ def prove(
     foreign = doubled = gaps = entries = 0
     first_lsn = lsn = 0
     with WALReader(log) as reader:
-        for entry in reader:
+        for _, key_bytes, value, _, entry_lsn in reader:
             entries += 1
-            if lsn and entry.lsn != lsn + 1:
+            if lsn and entry_lsn != lsn + 1:
                 gaps += 1
-            first_lsn = first_lsn or entry.lsn
-            lsn = entry.lsn
-            key = bytes(entry.key)
-            name, _, line = key.rpartition(b":")
+            first_lsn = first_lsn or entry_lsn
+            lsn = entry_lsn
+            key = bytes(key_bytes)
+            name, _, digits = key.rpartition(b":")
             lines = owners.get(name)
-            if lines is None or not lines.has(line):
+            index = int(digits) - 1 if digits.isdigit() and len(digits) <= MAX_DIGITS else -1
+            if lines is None or not 0 <= index < lines.count:
                 foreign += 1
                 continue
-            index = int(line) - 1
             doubled += lines.seen[index]
             lines.seen[index] = 1
             stream = streams[lines.stream[index]]
             stream.found += 1
             if next(stream.expected, b"") != key and not stream.first_stray_lsn:
-                stream.first_stray_lsn = entry.lsn
-            stream.digest.update(b"%b\0%b\0" % (key, bytes(entry.value)))
+                stream.first_stray_lsn = lsn
+            stream.digest.update(b"%b\0%b\0" % (key, bytes(value)))
             if entries % REPORT_EVERY == 0:
                 progress(entries)
     total = sum(lines.count for lines in owners.values())
@@ -134,21 +135,22 @@ class _Lines:
             lines.pop()
         return lines
 
-    def has(self, line: bytes) -> bool:
-        return line.isdigit() and len(line) < 12 and 1 <= int(line) <= self.count and not line.startswith(b"0")
-
-    def left_over(self) -> Iterator[tuple[int, list[Span]]]:
-        """Of each run, the first line and the spans that no worker was handed in this loading."""
+    def left_over(self) -> Iterator[list[Span]]:
+        """Of each run, the spans that no worker was handed in this loading, if there are any."""
         for start, end in zip(self.starts, [*self.starts[1:], self.count + 1], strict=True):
+            owned = self.stream[start - 1 : end - 1]
+            if not any(owned):
+                yield [Span(self.source.name, start, end - start)]
+                continue
+            free = [start + at for at, stream in enumerate(owned) if not stream]
             spans: list[Span] = []
-            for line in range(start, end):
-                if self.stream[line - 1]:
-                    continue
+            for line in free:
                 if spans and spans[-1].first_line + spans[-1].lines == line:
                     spans[-1] = spans[-1]._replace(lines=spans[-1].lines + 1)
                 else:
                     spans.append(Span(self.source.name, line, 1))
-            yield start, spans
+            if spans:
+                yield spans
 
 
 def _streams(owners: dict[bytes, _Lines], placements: Placements) -> list[Stream]:
@@ -158,9 +160,8 @@ def _streams(owners: dict[bytes, _Lines], placements: Placements) -> list[Stream
         _add(streams, owners, Stream(worker, spans))
     for lines in owners.values():
         if 0 in lines.stream:
-            for _, spans in list(lines.left_over()):
-                if spans:
-                    _add(streams, owners, Stream(0, spans))
+            for spans in list(lines.left_over()):  # all, before the first is given a stream
+                _add(streams, owners, Stream(0, spans))
     return streams
 
 

@@ -8,6 +8,8 @@ SYNC_LOCK = "sync.lock"
 SLOTS_LOCK = "slots.lock"
 MAINTENANCE_LOCK = "maintenance.lock"
 SYNC_FAILED = "sync.failed"  # there while the log is poisoned: outlives every process and the control block
+PINS_LOCK = "pins.lock"
+CHECKPOINT = "checkpoint"
 QUARANTINE = "quarantine"
 
 MAX_LSN = (1 << 63) - 1

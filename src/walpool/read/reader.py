@@ -20,6 +20,7 @@ from walpool.read.source import Extent, Source
 from walpool.shared.catalog import Segment
 from walpool.shared.control import STOP
 from walpool.shared.counters import counters_of
+from walpool.shared.pins import Pin
 
 
 class ReadBatch(NamedTuple):
@@ -51,7 +52,8 @@ class WALReader:
 
     `mode` says what damage does: TOLERATE_TAIL ends at a torn tail and raises CorruptLog for damage before intact or
     durable frames; STRICT raises for both; POINT_IN_TIME ends at the first; SALVAGE skips what is damaged.
-    With `zero_copy` keys and values are memoryviews that are valid until the next entry is asked for.
+    With `zero_copy` keys and values are memoryviews that are valid until the next entry is asked for. With `pin`
+    retention keeps what this reader has not read yet, up to `Retention.max_pinned_bytes`.
 
     Raises LogNotFound, UnsafeLog, LSNUnavailable for a `start` that retention has removed, UnsupportedVersion.
     """
@@ -64,6 +66,7 @@ class WALReader:
         mode: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
         initial_capacity: int = INITIAL_CAPACITY,
         zero_copy: bool = False,
+        pin: bool = False,
     ) -> None:
         if type(start) is not int or start < 1:
             raise ValueError(f"start must be an LSN, from 1, not {start!r}")
@@ -74,6 +77,7 @@ class WALReader:
         self._start = start
         self._mode = RecoveryMode(mode)
         self._zero_copy = zero_copy
+        self._pin: Pin | None = None
         self._window = FrameWindow(initial_capacity)
         self._source = Source(path)
         self._closed = False
@@ -87,7 +91,19 @@ class WALReader:
         self._pending: Iterator[WALEntry] = iter(())
         self._entries = self._batches = self._bytes = self._segments = 0
         self._damaged: set[tuple[str, int]] = set()
+        if pin:
+            self._start_pin()
         self._check_start()
+
+    def _start_pin(self) -> None:
+        try:
+            self._pin = Pin(self._source.directory)
+        except FileNotFoundError:
+            return  # a copy: nobody prunes it
+        for first_lsn in reversed(self._source.segments()):
+            if first_lsn <= self._start:
+                self._pin.move(first_lsn)
+                break
 
     def _check_start(self) -> None:
         first = self._source.segments()[0]
@@ -231,6 +247,8 @@ class WALReader:
                     return False
                 raise LSNUnavailable(lsn, segments[0])
             try:
+                if self._pin is not None:
+                    self._pin.move(segments[at])
                 segment = self._source.open(segments[at])
             except FileNotFoundError:
                 continue  # removed between the look and the open: look again
@@ -283,6 +301,9 @@ class WALReader:
         segment, extent = self._segment, self._extent
         assert segment is not None
         offset, lsn = self._window.offset, self._frame_lsn
+        first = self._source.segments()[0] if extent.limit_lsn is not None else 0
+        if first > segment.header.first_lsn:  # removed under us, and those after it
+            raise LSNUnavailable(lsn, first)
         if offset == extent.limit and extent.limit_lsn is None:
             return False  # the end of what is published, or of the last segment
         torn = False
@@ -373,6 +394,8 @@ class WALReader:
             self._count_read()
             if self._segment is not None:
                 self._leave()
+            if self._pin is not None:
+                self._pin.close()
             self._source.close()
 
     def __enter__(self) -> "WALReader":
@@ -382,8 +405,9 @@ class WALReader:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _unpickle, (self._path, self.next_lsn, self._mode, self._window.initial_capacity, self._zero_copy)
+        options = (self._mode, self._window.initial_capacity, self._zero_copy, self._pin is not None)
+        return _unpickle, (self._path, self.next_lsn, *options)
 
 
-def _unpickle(path: str, start: int, mode: RecoveryMode, capacity: int, zero_copy: bool) -> WALReader:
-    return WALReader(path, start, mode=mode, initial_capacity=capacity, zero_copy=zero_copy)
+def _unpickle(path: str, start: int, mode: RecoveryMode, capacity: int, zero_copy: bool, pin: bool) -> WALReader:
+    return WALReader(path, start, mode=mode, initial_capacity=capacity, zero_copy=zero_copy, pin=pin)

@@ -145,21 +145,32 @@ class ByteLocks:
             raise typed_error(error, self._file.path) from error
         return True
 
+    def share(self, byte: int) -> None:
+        """Hold a byte together with others that share it; nobody holds it alone. Needs only a readable file."""
+        try:
+            calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_RDLCK, byte, 1))
+        except OSError as error:
+            raise typed_error(error, self._file.path) from error
+
     def release(self, byte: int) -> None:
         calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte, 1))
 
     def held_by_others(self, bytes_end: int) -> Iterator[int]:
         """Bytes below `bytes_end` that another open file description holds, in order."""
-        byte = 0
-        while byte < bytes_end:
-            answer = calls.fcntl(self._file.fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, byte, bytes_end - byte))
-            assert isinstance(answer, bytes)
-            kind, start = _unflock(answer)
-            if kind == fcntl.F_UNLCK:
-                return
-            byte = max(byte, start)
-            yield byte
-            byte += 1
+        return self._held(0, bytes_end)
+
+    def _held(self, low: int, high: int) -> Iterator[int]:
+        if low >= high:
+            return
+        answer = calls.fcntl(self._file.fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, low, high - low))
+        assert isinstance(answer, bytes)
+        kind, byte = _unflock(answer)
+        if kind == fcntl.F_UNLCK:
+            return
+        # The kernel names some lock in the range, not the lowest: it keeps them by owner.
+        yield from self._held(low, byte)
+        yield byte
+        yield from self._held(byte + 1, high)
 
 
 @contextmanager

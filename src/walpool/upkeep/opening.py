@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from walpool.errors import CorruptLog, UnsafeLog
 from walpool.format.frame import FRAME_BYTES, Frame, read_frame
 from walpool.format.header import HEADER_BYTES
-from walpool.format.names import APPEND_LOCK, CONTROL, MAINTENANCE_LOCK, SLOTS_LOCK, SYNC_LOCK, segment_name
+from walpool.format.names import APPEND_LOCK, CONTROL, MAINTENANCE_LOCK, PINS_LOCK, SLOTS_LOCK, SYNC_LOCK, segment_name
 from walpool.options import WriterOptions
 from walpool.shared import slots
 from walpool.shared.catalog import Segment, list_segments, open_segment
@@ -66,7 +66,7 @@ def open_log(path: str, options: WriterOptions) -> OpenLog:
     opened = _attach(directory, options)
     if isinstance(opened, OpenLog):
         return opened
-    with maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, _lock_mode(options)):
+    with maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
         opened = _attach(directory, options)  # another process may have done it while we waited
         if isinstance(opened, OpenLog):
             return opened
@@ -177,14 +177,15 @@ def _doubtful(directory: Directory) -> int | None:
         control.close()
 
 
-def _lock_mode(options: WriterOptions) -> int:
+def lock_mode(options: WriterOptions) -> int:
     """Whoever may not write must not be able to lock writers out."""
     return 0o600 | (0o060 if options.mode & 0o020 else 0)
 
 
 def _rebuild(directory: Directory, options: WriterOptions, reason: str) -> RecoveryReport:
     """Recover, unless a writer lives. Lock: maintenance."""
-    append_lock, sync_lock, slots_lock = (directory.open_or_create(name, _lock_mode(options)) for name in LOCKS)
+    append_lock, sync_lock, slots_lock = (directory.open_or_create(name, lock_mode(options)) for name in LOCKS)
+    directory.open_or_create(PINS_LOCK, options.mode).close()  # whoever may read may pin, up to the cap
     lock = waiter(options.lock_timeout, append_lock.path)
     deadline = clock.monotonic() + TRANSIENT_S
     try:

@@ -49,8 +49,6 @@ class Committer:
         self._directory_synced = 0  # first LSN of the last segment whose name is known to be durable
         self._closed = False
         self._timer: threading.Timer | None = None
-        self._background: threading.Thread | None = None
-        self._starting = threading.Lock()
 
     def settle(self, lsn: int) -> int:
         """Return when everything up to `lsn` is on disk: the durable LSN then. Raises SyncFailed."""
@@ -86,9 +84,6 @@ class Committer:
                 began = calls.time_ns()
                 try:
                     self._sync(durable_lsn, state)
-                except OSError as error:
-                    poison(self._log.directory, self._log.control, error.errno or 5)
-                    raise self._failed() from error
                 finally:
                     words[LEADING] = 0
                 words[DURABLE] = state.next_lsn - 1
@@ -111,25 +106,43 @@ class Committer:
             calls.sleep(0)
 
     def _sync(self, durable_lsn: int, state: LogState) -> None:
-        """Sync every segment with entries above `durable_lsn`, in order, and the directory if one is new."""
+        """Sync every segment with entries above `durable_lsn`, in order, and the directory if one is new.
+
+        An error of a sync poisons the log; one of opening a file does not: nothing was lost by it.
+        """
         directory = self._log.directory
-        if state.segment > durable_lsn + 1:
-            waiting = [first for first in list_segments(directory) if first < state.segment]
-            while len(waiting) > 1 and waiting[1] <= durable_lsn + 1:
-                del waiting[0]
-            for first_lsn in waiting:
-                sealed = directory.open(segment_name(first_lsn))
-                try:
-                    sealed.sync()
-                finally:
-                    sealed.close()
-        if self._synced is None or state.segment != self._directory_synced:
+        new = state.segment != self._directory_synced
+        if self._synced is None or new:
             self._use(directory.open(segment_name(state.segment)))
         assert self._synced is not None
-        self._synced.sync()
-        if state.segment != self._directory_synced:
-            directory.sync()
+        if state.segment > durable_lsn + 1:
+            for first_lsn in self._sealed(durable_lsn, state):
+                try:
+                    sealed = directory.open(segment_name(first_lsn))
+                except FileNotFoundError:
+                    continue  # removed by retention: nobody needs it durable
+                try:
+                    self._or_poison(sealed.sync)
+                finally:
+                    sealed.close()
+        self._or_poison(self._synced.sync)
+        if new:
+            self._or_poison(directory.sync)
             self._directory_synced = state.segment
+
+    def _sealed(self, durable_lsn: int, state: LogState) -> list[int]:
+        """Sealed segments that may have entries above `durable_lsn`."""
+        sealed = [first for first in list_segments(self._log.directory) if first < state.segment]
+        while len(sealed) > 1 and sealed[1] <= durable_lsn + 1:
+            del sealed[0]
+        return sealed
+
+    def _or_poison(self, sync: Callable[[], None]) -> None:
+        try:
+            sync()
+        except OSError as error:
+            poison(self._log.directory, self._log.control, error.errno or 5)
+            raise self._failed() from error
 
     def _use(self, file: File) -> None:
         old, self._synced = self._synced, file
@@ -138,13 +151,6 @@ class Committer:
 
     def _failed(self) -> SyncFailed:
         return sync_failed(self._log.directory.path, self._words[SYNC_ERRNO], self._words[DURABLE])
-
-    def sync_sealed(self) -> None:
-        """Make sealed segments durable, in the background, so that a recovery never has many of them to read."""
-        with self._starting:
-            if self._background is None or not self._background.is_alive():
-                self._background = threading.Thread(target=self._sync_sealed, name="walpool-sync", daemon=True)
-                self._background.start()
 
     def sync_within(self, seconds: float, and_then: Callable[[], None]) -> None:
         """Make what is published by then durable, `seconds` from now; then `and_then`, for the next append."""
@@ -161,18 +167,9 @@ class Committer:
         except WALError as error:
             log.error("%s", error)  # the log is poisoned: the next append says so to its caller
 
-    def _sync_sealed(self) -> None:
-        try:
-            while (sealed := self._log.control.state().segment - 1) > self._words[DURABLE]:
-                self.settle(sealed)
-        except WALError as error:
-            log.error("%s", error)  # the log is poisoned: the next append says so to its caller
-
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._background is not None:
-            self._background.join()
         with self._mutex:
             self._closed = True
             if self._synced is not None:

@@ -16,17 +16,21 @@ from walpool.errors import LogClosed, WALError
 from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, encode_entries, encode_one
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
-from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, SyncMode, WriterOptions
+from walpool.format.names import MAINTENANCE_LOCK
+from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
 from walpool.shared.counters import counters_of
 from walpool.shared.metrics import WALMetrics
 from walpool.system.clock import time_ns
-from walpool.system.locks import reopen_after_fork
-from walpool.upkeep.opening import OpenLog, open_log
+from walpool.system.locks import maintenance, reopen_after_fork
+from walpool.upkeep.checkpoint import state_checkpoint
+from walpool.upkeep.opening import OpenLog, lock_mode, open_log
 from walpool.upkeep.recovery import RecoveryReport
+from walpool.upkeep.retention import PruneReport, prune
 from walpool.write.appender import Appender, Retired
 from walpool.write.batch import Batch
 from walpool.write.buffer import Buffer
 from walpool.write.committer import Committer
+from walpool.write.coordinator import Coordinator
 from walpool.write.rotation import check_fits, check_size_limit
 
 
@@ -40,6 +44,7 @@ class WALWriter:
 
     In SyncMode.NONE entries are appended when `buffer_bytes` are buffered, or `linger_s` after the first of them. With
     `sync_interval_s` whatever this writer appended is on disk after so many seconds and a sync, as long as it lives.
+    `retention` is applied in the background, by whichever process rotated.
 
     One object may be shared by threads, used after a fork, and pickled to another process.
     Raises UnsafeLog, LogBusy, LogFull, CorruptLog, UnsupportedVersion.
@@ -59,6 +64,7 @@ class WALWriter:
         buffer_bytes: int = 256 * 1024,
         linger_s: float = 0.05,
         sync_interval_s: float | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self._closed = True  # until it is open: __del__ runs for a half-made object too
         self._log: OpenLog | None = None
@@ -76,6 +82,7 @@ class WALWriter:
             buffer_bytes=buffer_bytes,
             linger_s=linger_s,
             sync_interval_s=sync_interval_s,
+            retention=retention,
         )
         self._prepare(place, options)
         self._reopen()
@@ -111,6 +118,7 @@ class WALWriter:
                 opened = open_log(self._path, self._options)
                 self._appender = Appender(opened, self._options)
                 self._committer = Committer(opened, self._options)
+                self._coordinator = Coordinator(opened, self._options, self._committer)
                 self._report = opened.report
                 self._log = opened
                 self._counters.add(files_opened=1)
@@ -183,7 +191,7 @@ class WALWriter:
         if appender.rotations:
             self._counters.add(files_opened=appender.rotations)
             appender.rotations = 0
-            self._committer.sync_sealed()
+            self._coordinator.wake()
         if self._options.sync_interval_s is not None:
             self._committer.sync_within(self._options.sync_interval_s, appender.ask_for_chores)
 
@@ -203,6 +211,22 @@ class WALWriter:
         appender = self._reopen()
         if appender.rotate():
             self._do_chores(appender)
+
+    def checkpoint(self, lsn: int) -> int:
+        """State that nothing at or below `lsn` is needed any more; durable when this returns the LSN in force.
+
+        A checkpoint never goes back: a lower `lsn` changes nothing. Raises ValueError for an LSN that is not appended.
+        """
+        self._reopen()
+        assert self._log is not None
+        return state_checkpoint(self._log, lsn, self._options)
+
+    def prune(self) -> PruneReport:
+        """Apply this writer's retention rules (without any: the checkpoint) now instead of in the background."""
+        self._reopen()
+        assert self._log is not None
+        with maintenance(self._log.directory, MAINTENANCE_LOCK, self._options.lock_timeout, lock_mode(self._options)):
+            return prune(self._log.directory, self._options.retention or Retention())
 
     @property
     def path(self) -> str:
@@ -250,6 +274,7 @@ class WALWriter:
         with self._opening:
             opened, self._log = self._log, None
             if opened is not None:
+                self._coordinator.close()
                 self._committer.close()
                 self._appender.close()
                 opened.close()

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from walpool import BatchTooLarge, EntryTooLarge, SyncMode, WALEntry, WALWriter
+from walpool import BatchTooLarge, EntryTooLarge, Operation, SyncMode, WALEntry, WALWriter
 from walpool.cli.exits import EXPECTED, CommandError, Exit, describe
-from walpool.cli.pool.lines import Parcel, Run, printable
+from walpool.cli.pool.lines import Parcel, printable
 from walpool.format.entry import ENTRY_BYTES
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
-from walpool.system.clock import monotonic
+from walpool.system.clock import monotonic, time_ns
 
 LOOK_EVERY_S = 0.02  # for the parent: asking the kernel costs as much as a small batch
 
@@ -97,22 +97,26 @@ def _append(writer: WALWriter, batch: list[WALEntry]) -> None:
 
 
 def _batches(parcel: Parcel, options: WorkerOptions) -> Iterator[list[WALEntry]]:
-    """The parcel's lines in order, in batches of `batch_lines`, fewer where so many would not fit an empty segment."""
+    """The parcel's lines in order, in batches of `batch_lines`, fewer where so many would not fit an empty segment.
+
+    One long loop, and one timestamp a batch: with a call of WALEntry.put for each line, 858,000 lines took 3.1 s, and
+    2.3 s without (4 workers on 2 cores).
+    """
     room = options.size_limit - HEADER_BYTES - FRAME_BYTES
+    batch_lines = options.batch_lines
+    put = Operation.PUT
     batch: list[WALEntry] = []
     size = 0
-    for key, value in _keyed_lines(parcel.runs):
-        need = ENTRY_BYTES + len(key) + len(value)
-        if batch and (len(batch) == options.batch_lines or size + need > room):
-            yield batch
-            batch, size = [], 0
-        batch.append(WALEntry.put(key, value))
-        size += need
+    now = time_ns()
+    for run in parcel.runs:
+        prefix = run.name + b":"
+        for line, value in enumerate(run.lines(), run.first_line):
+            key = b"%b%d" % (prefix, line)
+            need = ENTRY_BYTES + len(key) + len(value)
+            if batch and (len(batch) == batch_lines or size + need > room):
+                yield batch
+                batch, size, now = [], 0, time_ns()
+            batch.append(WALEntry(put, key, value, now))
+            size += need
     if batch:
         yield batch
-
-
-def _keyed_lines(runs: tuple[Run, ...]) -> Iterator[tuple[bytes, bytes]]:
-    for run in runs:
-        for line, value in enumerate(run.lines(), run.first_line):
-            yield b"%b:%d" % (run.name, line), value

@@ -1,0 +1,21 @@
+"""Stating a checkpoint: one at a time, and never back."""
+
+from walpool.format.names import MAINTENANCE_LOCK
+from walpool.options import WriterOptions
+from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
+from walpool.system.locks import maintenance
+from walpool.upkeep.opening import OpenLog, lock_mode
+
+
+def state_checkpoint(log: OpenLog, lsn: int, options: WriterOptions) -> int:
+    """The checkpoint in force afterwards: `lsn`, or a later one that was stated before."""
+    if type(lsn) is not int:
+        raise TypeError(f"lsn must be an int, not {type(lsn).__name__}")
+    last_lsn = log.control.state().next_lsn - 1
+    if not 0 <= lsn <= last_lsn:
+        raise ValueError(f"a checkpoint at LSN {lsn} is impossible: the log ends at {last_lsn}")
+    with maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+        stated = read_checkpoint(log.directory)
+        if lsn > stated:
+            write_checkpoint(log.directory, lsn, options.mode)
+        return max(lsn, stated)

@@ -1,0 +1,84 @@
+"""Retention: remove sealed segments that a rule says nobody needs, oldest first.
+
+Holds: the active segment stays; a segment goes only after every older one, and its removal is durable before the next,
+so a kill or a power cut in the middle leaves a valid log that starts later.
+Lock: maintenance.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from walpool.format.names import segment_name
+from walpool.options import Retention
+from walpool.shared.catalog import list_segments, open_segment
+from walpool.shared.checkpoint import read_checkpoint
+from walpool.shared.pins import oldest_pin
+from walpool.system import clock
+from walpool.system.files import Directory
+
+
+class SealedSegment(NamedTuple):
+    first_lsn: int
+    next_lsn: int  # the following segment's first
+    bytes: int
+    sealed_ns: int  # when the following one was made
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    removed: tuple[int, ...]  # first LSNs
+    bytes: int
+    first_lsn: int  # the first that is available now
+    held_by_pins: int  # segments that a rule would remove and a reader's pin keeps
+
+
+def removable(
+    sealed: list[SealedSegment], active_bytes: int, rule: Retention, checkpoint: int, pin: int, now_ns: int
+) -> tuple[int, int]:
+    """How many of the oldest segments go, and how many more would without pins. Decides, touches nothing."""
+    total = sum(segment.bytes for segment in sealed) + active_bytes
+    count = len(sealed) + 1
+    gone = held = 0
+    for segment in sealed:
+        covered = rule.checkpointed and segment.next_lsn - 1 <= checkpoint
+        too_many = rule.max_segments is not None and count > rule.max_segments
+        too_large = rule.max_bytes is not None and total > rule.max_bytes
+        too_old = rule.max_age is not None and now_ns - segment.sealed_ns > rule.max_age * 1e9
+        if not (covered or too_many or too_large or too_old):
+            break
+        if segment.next_lsn > pin and total <= rule.max_pinned_bytes:
+            held += 1
+        elif held:
+            break  # oldest first: nothing goes from behind a segment that is kept
+        else:
+            gone += 1
+        count -= 1
+        total -= segment.bytes
+    return gone, held
+
+
+def prune(directory: Directory, rule: Retention, *, dry_run: bool = False) -> PruneReport:
+    """Apply the rule now. Raises CorruptLog for a damaged checkpoint file."""
+    segments = list_segments(directory)
+    sealed = [_sealed(directory, *pair) for pair in pairwise(segments)]
+    active_bytes = directory.size_of(segment_name(segments[-1])) if segments else 0
+    pin = oldest_pin(directory)
+    gone, held = removable(sealed, active_bytes, rule, read_checkpoint(directory), pin, clock.time_ns())
+    if not dry_run:
+        for segment in sealed[:gone]:
+            directory.unlink(segment_name(segment.first_lsn))
+            directory.sync()  # before the next: a power cut must not bring back an older one than it removed
+    return PruneReport(
+        removed=tuple(segment.first_lsn for segment in sealed[:gone]),
+        bytes=sum(segment.bytes for segment in sealed[:gone]),
+        first_lsn=segments[gone] if segments else 1,
+        held_by_pins=held,
+    )
+
+
+def _sealed(directory: Directory, first_lsn: int, next_lsn: int) -> SealedSegment:
+    following = open_segment(directory, next_lsn)
+    following.file.close()
+    size = directory.size_of(segment_name(first_lsn))
+    return SealedSegment(first_lsn, next_lsn, size, following.header.created_at)

@@ -1,0 +1,77 @@
+"""The rotation coordinator: what a rotation leaves to do, in the background of whichever process rotated.
+
+It makes sealed segments durable, so that recovery after a power cut never has many of them to read, and applies
+retention. Holds: one process at a time does it, by a kernel lock that a killed one loses at once; no append waits for
+it; its thread exists only while there is something to do.
+"""
+
+import logging
+import threading
+
+from walpool.errors import LogBusy, LogClosed, WALError
+from walpool.format.names import MAINTENANCE_LOCK
+from walpool.options import WriterOptions
+from walpool.shared.slots import MAX_SLOTS
+from walpool.system.locks import ByteLocks, maintenance
+from walpool.upkeep.opening import OpenLog, lock_mode
+from walpool.upkeep.retention import prune
+from walpool.write.committer import Committer
+
+log = logging.getLogger("walpool")
+
+ROLE = MAX_SLOTS  # the byte of slots.lock that the coordinator holds
+
+
+class Coordinator:
+    def __init__(self, opened: OpenLog, options: WriterOptions, committer: Committer) -> None:
+        self._log = opened
+        self._options = options
+        self._committer = committer
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._again = False
+        self._role = ByteLocks(opened.slots_lock)
+
+    def wake(self) -> None:
+        """There was a rotation."""
+        with self._lock:
+            self._again = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="walpool-coordinator", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._again:
+                    self._thread = None
+                    return
+                self._again = False
+            try:
+                if self._role.try_hold(ROLE):
+                    try:
+                        self._coordinate()
+                    finally:
+                        self._role.release(ROLE)
+            except LogClosed:
+                pass
+            except WALError as error:
+                log.error("%s", error)  # of a sync, the next append tells its caller too
+
+    def _coordinate(self) -> None:
+        sealed_lsn = self._log.control.state().segment - 1
+        if sealed_lsn > self._log.control.durable_lsn:
+            self._committer.settle(sealed_lsn)
+        if self._options.retention is not None:
+            try:
+                with maintenance(self._log.directory, MAINTENANCE_LOCK, 0, lock_mode(self._options)):
+                    prune(self._log.directory, self._options.retention)
+            except LogBusy:
+                pass  # somebody creates, recovers or prunes; the next rotation comes
+
+    def close(self) -> None:
+        with self._lock:
+            self._again = False
+            thread = self._thread
+        if thread is not None:
+            thread.join()
