@@ -154,7 +154,9 @@ def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
             count += 1
     except struct.error:
         raise _bad_timestamp(timestamp) from None
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and "values to unpack" not in str(error):
+            raise
         raise TypeError(f"entry {count} of the batch: {error}; a batch takes WALEntry objects") from None
     return b"".join(parts), count, largest + ENTRY_BYTES
 

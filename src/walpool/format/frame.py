@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from walpool.errors import CorruptLog
-from walpool.format.entry import ENTRY_BYTES, Bytes
+from walpool.errors import CorruptLog, UnsupportedVersion
+from walpool.format.entry import ENTRY_BYTES, Bytes, as_bytes
 from walpool.format.names import MAX_LSN
 
 FRAME_PREFIX = struct.Struct("<I I")
@@ -154,8 +154,11 @@ def encode_alone(body: bytes) -> bytes:
 
 def decode_alone(data: Bytes) -> bytes:
     """The body of a stand-alone entry. Raises CorruptLog unless `data` is exactly one."""
-    found = read_frame(data, 0, ALONE_MARKER, 0)
-    if isinstance(found, Frame) and found.end == len(data) and found.count == 1 and found.first_lsn == 0:
-        return bytes(data[found.body :])
+    raw = as_bytes("an encoded entry", data)
+    found = read_frame(raw, 0, ALONE_MARKER, 0)
+    if isinstance(found, Frame) and found.flags:
+        raise UnsupportedVersion(f"the entry was encoded with flags {found.flags:#x}, by a newer walpool: upgrade")
+    if isinstance(found, Frame) and found.end == len(raw) and found.count == 1 and found.first_lsn == 0:
+        return raw[found.body :]
     reason = found.reason if isinstance(found, Damage) else "not exactly one encoded entry"
     raise CorruptLog("<bytes>", 0, 0, reason)

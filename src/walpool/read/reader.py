@@ -17,7 +17,7 @@ from walpool.read.follow import follow
 from walpool.read.scan import INITIAL_CAPACITY, FrameWindow, look_behind, refuse_unknown, scan_segment
 from walpool.read.seek import seek
 from walpool.read.source import Extent, Source
-from walpool.shared.catalog import Segment
+from walpool.shared.catalog import Segment, header_is_torn
 from walpool.shared.control import STOP
 from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
@@ -170,7 +170,7 @@ class WALReader:
             control = source.control
             if control is None:
                 return True
-        return (control.durable_lsn if durable_only else control.state().next_lsn - 1) >= self._frame_lsn
+        return (control.durable_lsn if durable_only else control.state().next_lsn - 1) >= self.next_lsn
 
     def next_entries(self, durable_only: bool) -> list[WALEntry]:
         """Entries handed out next: the rest of a batch, or the next one; empty at the end. For `follow`."""
@@ -185,7 +185,7 @@ class WALReader:
         if self._closed:
             raise LogClosed(f"{self._path}: the reader is closed")
         while True:
-            if last_lsn is not None and self._segment is not None and self._frame_lsn > last_lsn:
+            if last_lsn is not None and self.next_lsn > last_lsn:
                 return []
             frame = self._next_frame()
             if frame is None:
@@ -351,7 +351,11 @@ class WALReader:
     def _bad_header(self, error: CorruptLog, segments: list[int], at: int) -> bool:
         """A segment whose header cannot be read, so none of its frames can."""
         first_lsn = segments[at]
-        torn = at == len(segments) - 1 and self._source.control is None and self._source.only is None
+        torn = (
+            at == len(segments) - 1
+            and self._source.control is None
+            and header_is_torn(self._source.directory, first_lsn)
+        )
         if torn and scan_segment(self._source.directory, first_lsn, None, self._window).problem is None:
             return True  # it was being made when we looked
         self._note(error.path, 0)

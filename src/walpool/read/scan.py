@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from walpool.errors import CorruptLog, UnsupportedVersion
 from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames, read_frame
+from walpool.format.header import HEADER_BYTES
+from walpool.format.names import segment_name
 from walpool.shared.catalog import Segment, open_segment
 from walpool.system.files import Directory, File
 
@@ -101,14 +103,29 @@ class Behind(NamedTuple):
 def look_behind(segment: Segment, offset: int, least_lsn: int) -> Behind:
     """What is intact behind `offset`, from `least_lsn` on: the evidence that tells damage from a torn tail."""
     rest = segment.file.read(max(0, segment.file.size() - offset), offset)
+    return _intact(rest, 0, segment.header.marker, least_lsn)
+
+
+def _intact(data: bytes, offset: int, marker: int, least_lsn: int) -> Behind:
     entries = durable_lsn = 0
     try:
-        for frame in find_frames(rest, 0, segment.header.marker, least_lsn):
+        for frame in find_frames(data, offset, marker, least_lsn):
             entries += frame.count
             durable_lsn = max(durable_lsn, frame.durable_lsn)
     except SearchExhausted:
         return Behind(entries, durable_lsn, True)
     return Behind(entries, durable_lsn)
+
+
+def _behind_lost_header(directory: Directory, first_lsn: int) -> Behind:
+    """Intact frames of a segment whose header is damaged: its first frame, if it stands, tells the marker."""
+    file = directory.open(segment_name(first_lsn))
+    try:
+        data = file.read(file.size(), 0)
+    finally:
+        file.close()
+    marker = int.from_bytes(data[HEADER_BYTES : HEADER_BYTES + 4], "little")
+    return _intact(data, HEADER_BYTES, marker, first_lsn) if marker else Behind()
 
 
 class SegmentScan(NamedTuple):
@@ -135,8 +152,9 @@ def scan_segment(directory: Directory, first_lsn: int, limit_lsn: int | None, wi
     try:
         segment = open_segment(directory, first_lsn)
     except CorruptLog as error:
+        behind = _behind_lost_header(directory, first_lsn)
         damage = Damage(0, error.reason)
-        return SegmentScan(first_lsn, first_lsn, 0, 0, 0, 0, damage, Behind(), 0, error.path, 0)
+        return SegmentScan(first_lsn, first_lsn, 0, 0, 0, behind.durable_lsn, damage, behind, 0, error.path, 0)
     try:
         header = segment.header
         size = segment.file.size()

@@ -41,6 +41,16 @@ def open_segment(directory: Directory, first_lsn: int, *, writable: bool = False
     return Segment(file, header)
 
 
+def header_is_torn(directory: Directory, first_lsn: int) -> bool:
+    """Whether a segment's header was never written whole: too short, or zeros. Anything else is damage."""
+    file = directory.open(segment_name(first_lsn))
+    try:
+        head = file.read(HEADER_BYTES, 0)
+    finally:
+        file.close()
+    return len(head) < HEADER_BYTES or not any(head)
+
+
 def create_segment(directory: Directory, header: WALHeader, mode: int) -> Segment:
     """Make a segment, or finish one that a killed process left without a whole header.
 

@@ -141,8 +141,13 @@ class Directory:
         return os.path.join(self.path, name)
 
     def names(self) -> list[str]:
+        """Through a descriptor of its own: a listing moves the offset that threads and forked children share."""
         with typed_errors(self.path):
-            return calls.listdir(self.fd)
+            fd = calls.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+            try:
+                return calls.listdir(fd)
+            finally:
+                calls.close(fd)
 
     def open(self, name: str, flags: int = READ, mode: int = 0o600) -> File:
         """Open a file of the log; FileNotFoundError and FileExistsError pass, all else is typed.

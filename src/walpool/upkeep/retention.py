@@ -58,9 +58,12 @@ def removable(
     return gone, held
 
 
-def prune(directory: Directory, rule: Retention, *, dry_run: bool = False) -> PruneReport:
-    """Apply the rule now. Raises CorruptLog for a damaged checkpoint file."""
-    segments = list_segments(directory)
+def prune(directory: Directory, active_lsn: int, rule: Retention, *, dry_run: bool = False) -> PruneReport:
+    """Apply the rule now. Raises CorruptLog for a damaged checkpoint file.
+
+    `active_lsn` is the first of the active segment: a later one is a rotation half done, and not looked at.
+    """
+    segments = [first for first in list_segments(directory) if first <= active_lsn]
     sealed = [_sealed(directory, *pair) for pair in pairwise(segments)]
     active_bytes = directory.size_of(segment_name(segments[-1])) if segments else 0
     pin = oldest_pin(directory)

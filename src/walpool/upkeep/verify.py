@@ -10,7 +10,7 @@ from walpool.format.frame import Damage, Frame, SearchExhausted, find_frames
 from walpool.format.names import segment_name
 from walpool.read.scan import FrameWindow, refuse_unknown
 from walpool.read.source import Extent, Source
-from walpool.shared.catalog import Segment
+from walpool.shared.catalog import Segment, header_is_torn
 
 Progress = Callable[[int, int], None]  # bytes read, bytes there are
 
@@ -91,7 +91,7 @@ class _Verification:
                 self._find(GAP, first_lsn, 0, "the segment was removed while it was verified")
                 continue
             except CorruptLog as error:
-                torn = following is None and state is None
+                torn = following is None and state is None and header_is_torn(self._source.directory, first_lsn)
                 self._find(TORN_TAIL if torn else DAMAGE, first_lsn, 0, error.reason)
                 continue
             try:

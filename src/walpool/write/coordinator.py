@@ -65,7 +65,7 @@ class Coordinator:
         if self._options.retention is not None:
             try:
                 with maintenance(self._log.directory, MAINTENANCE_LOCK, 0, lock_mode(self._options)):
-                    prune(self._log.directory, self._options.retention)
+                    prune(self._log.directory, sealed_lsn + 1, self._options.retention)
             except LogBusy:
                 pass  # somebody creates, recovers or prunes; the next rotation comes
 

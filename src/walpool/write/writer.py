@@ -6,6 +6,7 @@ writer whose control block was replaced open it again on their next use.
 
 import atexit
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -121,6 +122,8 @@ class WALWriter:
                 self._coordinator = Coordinator(opened, self._options, self._committer)
                 self._report = opened.report
                 self._log = opened
+                if self._buffer is not None:
+                    _append_buffers_of_workers()
                 self._counters.add(files_opened=1)
             return self._appender
 
@@ -226,7 +229,7 @@ class WALWriter:
         self._reopen()
         assert self._log is not None
         with maintenance(self._log.directory, MAINTENANCE_LOCK, self._options.lock_timeout, lock_mode(self._options)):
-            return prune(self._log.directory, self._options.retention or Retention())
+            return prune(self._log.directory, self._log.control.state().segment, self._options.retention or Retention())
 
     @property
     def path(self) -> str:
@@ -329,3 +332,10 @@ def _append_buffers() -> None:
 
 
 atexit.register(_append_buffers)
+
+
+def _append_buffers_of_workers() -> None:
+    """A multiprocessing worker ends with os._exit, past atexit, and runs these finalizers instead."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _append_buffers, exitpriority=0)
