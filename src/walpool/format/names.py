@@ -8,6 +8,7 @@ SYNC_LOCK = "sync.lock"
 SLOTS_LOCK = "slots.lock"
 MAINTENANCE_LOCK = "maintenance.lock"
 SYNC_FAILED = "sync.failed"  # there while the log is poisoned: outlives every process and the control block
+PREPARED = "next.segment"  # zeros on disk, waiting to become the next segment
 PINS_LOCK = "pins.lock"
 CHECKPOINT = "checkpoint"
 QUARANTINE = "quarantine"

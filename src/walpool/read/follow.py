@@ -16,19 +16,19 @@ LONGEST_S = 10e-3
 
 
 class Followed(Protocol):
+    @property
+    def pending(self) -> Iterator[WALEntry]: ...
     def has_news(self, durable_only: bool) -> bool: ...
-    def next_entries(self, durable_only: bool) -> list[WALEntry]: ...
+    def advance(self, durable_only: bool) -> bool: ...
 
 
 def follow(reader: Followed, timeout_s: float | None, durable_only: bool) -> Iterator[WALEntry]:
     last_news = clock.monotonic()
     while True:
-        if reader.has_news(durable_only):
-            entries = reader.next_entries(durable_only)
-            if entries:
-                yield from entries
-                last_news = clock.monotonic()
-                continue
+        yield from reader.pending  # the reader keeps what a caller who stops here has not taken
+        if reader.has_news(durable_only) and reader.advance(durable_only):
+            last_news = clock.monotonic()
+            continue
         idle = clock.monotonic() - last_news
         if timeout_s is not None and idle >= timeout_s:
             return

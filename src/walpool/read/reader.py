@@ -7,6 +7,7 @@ behind a damaged range that SALVAGE skipped. A reader belongs to one thread; any
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, NamedTuple
 
 from walpool.errors import CorruptLog, LogClosed, LSNUnavailable
@@ -18,7 +19,7 @@ from walpool.read.scan import INITIAL_CAPACITY, FrameWindow, look_behind, refuse
 from walpool.read.seek import seek
 from walpool.read.source import Extent, Source
 from walpool.shared.catalog import Segment, header_is_torn
-from walpool.shared.control import STOP
+from walpool.shared.control import STOPPED
 from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
 
@@ -156,36 +157,47 @@ class WALReader:
 
     @property
     def next_lsn(self) -> int:
-        """The LSN of the first entry of the next batch."""
+        """The LSN of the next entry."""
+        return max(self._frame_lsn - length_hint(self._pending), self._start)
+
+    @property
+    def _unread_lsn(self) -> int:
+        """The LSN of the first entry that is not in hand."""
         return max(self._frame_lsn, self._start)
 
     # Position
 
     def has_news(self, durable_only: bool) -> bool:
         """Whether reading on could give something: cheap, for `follow`."""
+        if self._closed:
+            raise LogClosed(f"{self._path}: the reader is closed")
         source = self._source
         control = source.control
-        if control is None or control.words[STOP]:
+        if control is None or control.halves[STOPPED]:
             source.look_for_control()
             control = source.control
             if control is None:
                 return True
-        return (control.durable_lsn if durable_only else control.state().next_lsn - 1) >= self.next_lsn
+        return (control.durable_lsn if durable_only else control.state().next_lsn - 1) >= self._unread_lsn
 
-    def next_entries(self, durable_only: bool) -> list[WALEntry]:
-        """Entries handed out next: the rest of a batch, or the next one; empty at the end. For `follow`."""
-        rest = list(self._pending)
-        if rest:
-            return rest
+    @property
+    def pending(self) -> Iterator[WALEntry]:
+        """What is left of the batch in hand. For `follow`."""
+        return self._pending
+
+    def advance(self, durable_only: bool) -> bool:
+        """Take the next batch in hand, if there is one. For `follow`."""
         control = self._source.control
-        return self._next_entries(control.durable_lsn if durable_only and control is not None else None)
+        entries = self._next_entries(control.durable_lsn if durable_only and control is not None else None)
+        self._pending = iter(entries)
+        return bool(entries)
 
     def _next_entries(self, last_lsn: int | None) -> list[WALEntry]:
         """The entries of the next batch, unless it starts past `last_lsn`; empty where reading ends for now."""
         if self._closed:
             raise LogClosed(f"{self._path}: the reader is closed")
         while True:
-            if last_lsn is not None and self.next_lsn > last_lsn:
+            if last_lsn is not None and self._unread_lsn > last_lsn:
                 return []
             frame = self._next_frame()
             if frame is None:
@@ -227,7 +239,7 @@ class WALReader:
                 found = Damage(0, f"a frame reaches past LSN {extent.limit_lsn}, where the next segment starts")
             if self._moved():
                 continue
-            if self._sought:
+            if self._sought and not (isinstance(found, End) and self._window.offset == extent.limit):
                 self._from_start()
                 continue
             if not self._pass(found):
@@ -317,9 +329,9 @@ class WALReader:
                 return True
         else:
             behind = look_behind(segment, offset, lsn)
-            if isinstance(found, End) and not behind.entries and not behind.exhausted:
+            if isinstance(found, End) and behind.blank:
                 return False  # zeros: space that was allocated and not used
-            reason = found.reason if isinstance(found, Damage) else "zeros stand before intact frames"
+            reason = found.reason if isinstance(found, Damage) else "zeros stand before other bytes"
             torn = not behind.entries and not behind.exhausted
         self._note(segment.file.path, offset)
         if self._mode is RecoveryMode.POINT_IN_TIME:

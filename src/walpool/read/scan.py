@@ -98,11 +98,14 @@ class Behind(NamedTuple):
     entries: int = 0
     durable_lsn: int = 0  # the highest that any of them states
     exhausted: bool = False  # the search gave up: there may be more
+    blank: bool = False  # nothing but zeros, or nothing
 
 
 def look_behind(segment: Segment, offset: int, least_lsn: int) -> Behind:
     """What is intact behind `offset`, from `least_lsn` on: the evidence that tells damage from a torn tail."""
-    rest = segment.file.read(max(0, segment.file.size() - offset), offset)
+    rest = segment.file.read(segment.file.size() - offset, offset)
+    if not any(rest):
+        return Behind(blank=True)
     return _intact(rest, 0, segment.header.marker, least_lsn)
 
 
@@ -184,8 +187,8 @@ def scan_segment(directory: Directory, first_lsn: int, limit_lsn: int | None, wi
             durable_lsn = max(durable_lsn, behind.durable_lsn)
             if isinstance(found, Damage):
                 problem = Damage(end, found.reason)
-            elif behind.entries or behind.exhausted:
-                problem = Damage(end, "zeros stand before intact frames")
+            elif not behind.blank:
+                problem = Damage(end, "zeros stand before other bytes")
             elif limit_lsn is not None:
                 problem = Damage(end, f"the segment ends at LSN {lsn}, the next one starts at {limit_lsn}")
             break

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from walpool.errors import LogNotFound, UnsafeLog, WALError
 from walpool.format.names import APPEND_LOCK, parse_segment_name
 from walpool.shared.catalog import Segment, list_segments, open_segment
-from walpool.shared.control import RETIRED, STOP, Control, ControlUnusable, LogState
+from walpool.shared.control import RETIRED, STOPPED, Control, ControlUnusable, LogState
 from walpool.system import clock
 from walpool.system.files import Directory, is_directory, split
 from walpool.system.locks import try_lock, unlock
@@ -45,7 +45,7 @@ class Source:
 
     def look_for_control(self) -> None:
         """Attach the control block that is in force now, if any: it may have appeared or been replaced."""
-        if self.control is not None and self.control.words[STOP] != RETIRED:
+        if self.control is not None and self.control.halves[STOPPED] != RETIRED:
             return
         old, self.control = self.control, None
         if old is not None:

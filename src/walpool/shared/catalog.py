@@ -6,11 +6,13 @@ Holds: a segment's name states its first LSN; a directory may hold any other fil
 from typing import NamedTuple
 
 from walpool.errors import CorruptLog, UnsafeLog
+from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import parse_segment_name, segment_name
 from walpool.system.files import CREATE, READ, WRITE, Directory, File
 
 MAX_SEGMENTS = 1_000_000
+CHUNK_BYTES = 1 << 20
 
 
 class Segment(NamedTuple):
@@ -51,18 +53,40 @@ def header_is_torn(directory: Directory, first_lsn: int) -> bool:
     return len(head) < HEADER_BYTES or not any(head)
 
 
+def holds_frames(directory: Directory, first_lsn: int) -> bool:
+    """Whether anything stands where a segment's first frame would."""
+    file = directory.open(segment_name(first_lsn))
+    try:
+        return _holds_frames(file)
+    finally:
+        file.close()
+
+
+def is_zero(file: File, offset: int) -> bool:
+    """Whether nothing but zeros, or nothing, is in a file from `offset` on."""
+    while chunk := file.read(CHUNK_BYTES, offset):
+        if any(chunk):
+            return False
+        offset += len(chunk)
+    return True
+
+
+def _holds_frames(file: File) -> bool:
+    return any(file.read(FRAME_BYTES, HEADER_BYTES))
+
+
 def create_segment(directory: Directory, header: WALHeader, mode: int) -> Segment:
     """Make a segment, or finish one that a killed process left without a whole header.
 
-    Lock: append. Nothing can be in a file of this name but a header, because frames are appended to a segment only
-    after the control block names it; a file that holds more is another log's, or the control block is old.
+    Lock: append. Nothing can be in a file of this name but a header and zeros, because frames are appended to a
+    segment only after the control block names it; a file that holds more is another log's, or the block is old.
     """
     name = segment_name(header.first_lsn)
     try:
         file = directory.open(name, CREATE, mode)
     except FileExistsError:
         file = directory.open(name, WRITE)
-        if file.stat.st_size > HEADER_BYTES:
+        if _holds_frames(file):
             file.close()
             raise UnsafeLog(
                 directory.join(name),

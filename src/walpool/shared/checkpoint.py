@@ -48,8 +48,7 @@ def write_checkpoint(directory: Directory, lsn: int, mode: int) -> None:
     """Durable when this returns. Lock: maintenance."""
     stated = CHECKPOINT_FILE.pack(_MAGIC, lsn, clock.time_ns(), 0, 0)
     crc = crc32c(stated[:_CRC_AT])
-    if directory.identity(_NEW) is not None:
-        directory.unlink(_NEW)  # of a process that was killed here
+    directory.unlink(_NEW)  # of a process that was killed here
     file = directory.open(_NEW, CREATE, mode)
     try:
         file.write(stated[:_CRC_AT] + crc.to_bytes(4, "little") + bytes(4), 0)

@@ -8,7 +8,8 @@ Layout, in 64-bit words of the machine's byte order. One writer per word; `store
        2  size            creation       bytes of the block
      3-4  boot id         creation       the block is void after a reboot
        5  generation      creation       random: which rebuild this is
-       6  stop            append / sync  0; RETIRED: replaced by a newer block; POISONED: a sync failed
+       6  stop, first     creation/sync  32 bits. 0; RETIRED: replaced by a newer block; POISONED: a sync failed
+       6  stop, second    append         32 bits. 1 while a rotation is under way: a killed one leaves it so
        7  identity crc    creation       CRC32C of words 0-5 and 8-12
      8-9  device, inode   creation       of the control file itself: a copied directory is not the original
    10-12  lock inodes     creation       of append.lock, sync.lock, slots.lock: a replaced lock file is noticed
@@ -55,6 +56,7 @@ SLOT_ROWS = 1024
 CONTROL_BYTES = (SLOT_PIDS + SLOT_ROWS) * WORD
 
 RETIRED, POISONED = 1, 2
+STOPPED, ROTATING = 2 * STOP, 2 * STOP + 1  # the halves of the word, in `halves`; an append looks at both at once
 
 
 class LogState(NamedTuple):
@@ -88,6 +90,7 @@ class Control:
         self.file = file
         self.words = shared.words
         self.bytes = shared.bytes
+        self.halves = shared.bytes.cast("I")
 
     @classmethod
     def attach(cls, directory: Directory, *, writable: bool) -> "Control":
@@ -119,7 +122,7 @@ class Control:
             return "the control block is of another boot"
         if (words[_DEVICE], words[_DEVICE + 1]) != (self.file.stat.st_dev, self.file.stat.st_ino):
             return "the control block is a copy of another log's"
-        if words[STOP] == RETIRED:
+        if self.halves[STOPPED] == RETIRED:
             return "the control block was replaced"
         return None
 
@@ -139,6 +142,10 @@ class Control:
             if words[COMMIT] == commit:
                 return LogState._make(found)
 
+    def copy(self, commit: int) -> LogState:
+        """The copy that `commit` would put in force. Lock: append."""
+        return LogState._make(STATE.unpack_from(self.bytes, COPIES[commit & 1]))
+
     def publish(self, state: LogState) -> None:
         """Put `state` in force. Lock: append."""
         commit = self.words[COMMIT]
@@ -151,7 +158,7 @@ class Control:
 
     def retire(self) -> None:
         """Tell whoever still maps this block that another one is in force. Lock: maintenance and append."""
-        self.words[STOP] = RETIRED
+        self.halves[STOPPED] = RETIRED
 
     def close(self) -> None:
         """Close the file; the mapping goes with the last view of it."""
@@ -229,12 +236,9 @@ def retire_existing(directory: Directory) -> None:
         return
     try:
         if old.stat.st_size == CONTROL_BYTES:
-            old.write(RETIRED.to_bytes(WORD, "little" if _LITTLE else "big"), STOP * WORD)
+            old.write(struct.pack("=I", RETIRED), STOP * WORD)
     finally:
         old.close()
-
-
-_LITTLE = struct.pack("=H", 1) == b"\x01\x00"
 
 
 def leftover(name: str) -> bool:

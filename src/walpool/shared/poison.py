@@ -5,7 +5,7 @@ Holds: while it is there, nobody appends; only a recovery, with maintenance and 
 
 from walpool.errors import SyncFailed, WALError
 from walpool.format.names import SYNC_FAILED
-from walpool.shared.control import POISONED, STOP, SYNC_ERRNO, Control
+from walpool.shared.control import POISONED, STOPPED, SYNC_ERRNO, Control
 from walpool.system import processes
 from walpool.system.files import CREATE, Directory
 
@@ -13,7 +13,7 @@ from walpool.system.files import CREATE, Directory
 def poison(directory: Directory, control: Control, errno: int) -> None:
     """Tell every process, now and later, that a sync failed. Lock: sync."""
     control.words[SYNC_ERRNO] = errno
-    control.words[STOP] = POISONED  # first: it reaches whoever maps the block at once
+    control.halves[STOPPED] = POISONED  # first: it reaches whoever maps the block at once
     high, low = processes.boot_id()
     try:
         file = directory.open(SYNC_FAILED, CREATE)
@@ -33,7 +33,7 @@ def is_poisoned(directory: Directory) -> bool:
 
 def first_doubtful(directory: Directory, control: Control | None) -> int | None:
     """The first LSN whose bytes may be in the page cache and not on disk, or None when the cache is of another boot."""
-    if control is not None and control.words[STOP] == POISONED:
+    if control is not None and control.halves[STOPPED] == POISONED:
         return control.durable_lsn + 1
     try:
         file = directory.open(SYNC_FAILED)

@@ -49,20 +49,20 @@ def typed_error(error: OSError, path: str) -> Exception:
 
 
 class File:
-    """One open regular file."""
+    """One open regular file. It alone closes its descriptor, so that an interrupt cannot close it twice."""
 
-    __slots__ = ("fd", "path", "stat")
+    fd = -1
+    stat: os.stat_result  # as it was when opened: device, inode, owner, size
 
-    def __init__(self, fd: int, path: str, found: os.stat_result) -> None:
-        self.fd = fd
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.stat = found  # as it was when opened: device, inode, owner, size
 
     def size(self) -> int:
         return calls.fstat(self.fd).st_size
 
     def read(self, length: int, offset: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer only at the end of the file."""
+        length = max(0, length)
         with typed_errors(self.path):
             data = calls.pread(self.fd, length, offset)
             while len(data) < length:
@@ -83,6 +83,10 @@ class File:
         """All of `data` at `offset`, however many short writes that takes."""
         with typed_errors(self.path):
             write_rest(self.fd, data, offset, 0)
+
+    def truncate(self, size: int) -> None:
+        with typed_errors(self.path):
+            calls.ftruncate(self.fd, size)
 
     def sync(self) -> None:
         """Make the bytes durable. An OSError here is final: the pages may be gone from the cache (see committer)."""
@@ -126,16 +130,17 @@ def cut_back(fd: int, size: int) -> None:
 class Directory:
     """An open directory; every name in it is looked up through its descriptor."""
 
+    fd = -1
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises LogNotFound when nothing is there, UnsafeLog when it is not a directory or a symlink."""
-        self.fd = -1
         self.path = os.path.abspath(os.fspath(path))
         try:
             with typed_errors(self.path):
                 self.fd = calls.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self.stat = calls.fstat(self.fd)
         except FileNotFoundError:
             raise LogNotFound(self.path, "no such log") from None
-        self.stat = calls.fstat(self.fd)
 
     def join(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -154,23 +159,18 @@ class Directory:
 
         A file that is made gets exactly `mode`, whatever the umask.
         """
-        path = self.join(name)
+        file = File(self.join(name))
         try:
-            fd = calls.open(name, flags | _SAFE, mode, dir_fd=self.fd)
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except OSError as error:
-            raise typed_error(error, path) from error
-        try:
-            found = calls.fstat(fd)
-            if flags & os.O_CREAT and stat.S_IMODE(found.st_mode) != mode:
-                calls.fchmod(fd, mode)
-            self._check(found, path)
-            return File(fd, path, found)
+            file.fd = calls.open(name, flags | _SAFE, mode, dir_fd=self.fd)
+            file.stat = calls.fstat(file.fd)
+            if flags & os.O_CREAT and stat.S_IMODE(file.stat.st_mode) != mode:
+                calls.fchmod(file.fd, mode)
+            self._check(file.stat, file.path)
+            return file
         except BaseException as error:
-            calls.close(fd)
-            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                raise typed_error(error, path) from error
+            file.close()
+            if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, FileExistsError)):
+                raise typed_error(error, file.path) from error
             raise
 
     def _check(self, found: os.stat_result, path: str) -> None:
@@ -216,8 +216,12 @@ class Directory:
             calls.link(name, to, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def unlink(self, name: str) -> None:
+        """Remove a name, if it is there."""
         with typed_errors(self.join(name)):
-            calls.unlink(name, dir_fd=self.fd)
+            try:
+                calls.unlink(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                pass
 
     def make_directory(self, name: str) -> None:
         try:

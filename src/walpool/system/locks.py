@@ -114,9 +114,9 @@ if sys.platform == "darwin":  # <sys/fcntl.h>; Python does not name them there
     def _flock(kind: int, start: int, length: int) -> bytes:
         return _FLOCK.pack(start, length, 0, kind, os.SEEK_SET)
 
-    def _unflock(data: bytes) -> tuple[int, int]:
-        start, _, _, kind, _ = _FLOCK.unpack(data)
-        return kind, start
+    def _unflock(data: bytes) -> tuple[int, int, int]:
+        start, length, _, kind, _ = _FLOCK.unpack(data)
+        return kind, start, length
 
 else:
     _OFD_SETLK, _OFD_GETLK = fcntl.F_OFD_SETLK, fcntl.F_OFD_GETLK
@@ -125,9 +125,9 @@ else:
     def _flock(kind: int, start: int, length: int) -> bytes:
         return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
 
-    def _unflock(data: bytes) -> tuple[int, int]:
-        kind, _, start, _, _ = _FLOCK.unpack(data)
-        return kind, start
+    def _unflock(data: bytes) -> tuple[int, int, int]:
+        kind, _, start, length, _ = _FLOCK.unpack(data)
+        return kind, start, length
 
 
 class ByteLocks:
@@ -157,20 +157,24 @@ class ByteLocks:
 
     def held_by_others(self, bytes_end: int) -> Iterator[int]:
         """Bytes below `bytes_end` that another open file description holds, in order."""
-        return self._held(0, bytes_end)
-
-    def _held(self, low: int, high: int) -> Iterator[int]:
-        if low >= high:
-            return
-        answer = calls.fcntl(self._file.fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, low, high - low))
-        assert isinstance(answer, bytes)
-        kind, byte = _unflock(answer)
-        if kind == fcntl.F_UNLCK:
-            return
-        # The kernel names some lock in the range, not the lowest: it keeps them by owner.
-        yield from self._held(low, byte)
-        yield byte
-        yield from self._held(byte + 1, high)
+        ranges = [(0, bytes_end)]
+        while ranges:
+            low, high = ranges.pop()
+            if low >= high:
+                continue
+            answer = calls.fcntl(self._file.fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, low, high - low))
+            assert isinstance(answer, bytes)
+            kind, start, length = _unflock(answer)
+            if kind == fcntl.F_UNLCK:
+                continue
+            # The kernel names some lock in the range, not the lowest, and merges neighbours of one holder.
+            first = max(low, start)
+            end = min(high, start + length) if length else high
+            if first > low:
+                ranges += [(end, high), (first, end), (low, first)]  # what is lower comes first
+                continue
+            yield from range(first, end)
+            ranges.append((end, high))
 
 
 @contextmanager

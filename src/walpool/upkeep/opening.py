@@ -7,17 +7,30 @@ a living writer, and N processes that open at the same instant end with one bloc
 
 from dataclasses import dataclass
 
-from walpool.errors import CorruptLog, UnsafeLog
+from walpool.errors import CorruptLog, UnsafeLog, WALError
 from walpool.format.frame import FRAME_BYTES, Frame, read_frame
-from walpool.format.header import HEADER_BYTES
-from walpool.format.names import APPEND_LOCK, CONTROL, MAINTENANCE_LOCK, PINS_LOCK, SLOTS_LOCK, SYNC_LOCK, segment_name
+from walpool.format.names import APPEND_LOCK, CONTROL, MAINTENANCE_LOCK, MAX_LSN, PINS_LOCK, SLOTS_LOCK, SYNC_LOCK
 from walpool.options import WriterOptions
 from walpool.shared import slots
-from walpool.shared.catalog import Segment, list_segments, open_segment
-from walpool.shared.control import COMMIT, INTENT, LOCKS, POISONED, STOP, Control, ControlUnusable, LogState
+from walpool.shared.catalog import Segment, holds_frames, list_segments, open_segment
+from walpool.shared.control import (
+    COMMIT,
+    INTENT,
+    LAST_GROUP,
+    LOCKS,
+    POISONED,
+    ROTATING,
+    STOPPED,
+    SYNC_NS,
+    SYNCED_BATCHES,
+    SYNCS,
+    Control,
+    ControlUnusable,
+    LogState,
+)
 from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
-from walpool.system.files import WRITE, Directory, File, create_directory
+from walpool.system.files import WRITE, Directory, File, create_directory, typed_error
 from walpool.system.locks import LOCK_EX, maintenance, unlock, waiter
 from walpool.upkeep.recovery import RecoveryReport, recover
 
@@ -59,7 +72,16 @@ class OpenLog:
 
 
 def open_log(path: str, options: WriterOptions) -> OpenLog:
-    """Make the directory if need be, recover if need be, and hold a writer slot in it."""
+    """Make the directory if need be, recover if need be, and hold a writer slot in it. Raises WALErrors only."""
+    try:
+        return _open_log(path, options)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not isinstance(error, WALError):
+            raise UnsafeLog(path, "files of the log were removed while it was being opened") from error
+        raise typed_error(error, path) from error
+
+
+def _open_log(path: str, options: WriterOptions) -> OpenLog:
     create_directory(path, options.mode)
     directory = Directory(path)
     directory.check_ours()
@@ -84,7 +106,7 @@ def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
     control: Control | None = None
     try:
         control = Control.attach(directory, writable=True)
-        if control.words[STOP] == POISONED or is_poisoned(directory):
+        if control.halves[STOPPED] == POISONED or is_poisoned(directory):
             raise ControlUnusable(POISON)
         for name in LOCKS:
             files.append(directory.open(name, WRITE))
@@ -96,7 +118,7 @@ def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
             waiter(options.lock_timeout, append_lock.path)(append_lock.fd, LOCK_EX)
             if directory.identity(CONTROL) != (control.file.stat.st_dev, control.file.stat.st_ino):
                 raise ControlUnusable("the control block was replaced")
-            segment = _believe(directory, control)
+            segment = _believe(directory, control, slots_lock)
         finally:
             unlock(append_lock.fd)
         return OpenLog(directory, control, append_lock, sync_lock, slots_lock, slot.number, segment)
@@ -115,12 +137,13 @@ def _close(control: Control | None, files: list[File]) -> None:
         control.close()
 
 
-def _believe(directory: Directory, control: Control) -> Segment:
+def _believe(directory: Directory, control: Control, slots_lock: File) -> Segment:
     """The active segment, if the state and the segments agree; else ControlUnusable. Lock: append.
 
     Costs the same for every size of log: it looks at the last frame, the place behind it, and the names.
     """
     state = control.state()
+    _believe_figures(state, control)
     try:
         segment = open_segment(directory, state.segment, writable=True)
     except FileNotFoundError:
@@ -128,19 +151,27 @@ def _believe(directory: Directory, control: Control) -> Segment:
     except CorruptLog as error:
         raise ControlUnusable(f"the active segment's header: {error.reason}") from None
     try:
-        _believe_tail(segment, state, control)
+        _believe_tail(segment, state, control, others=any(slots.alive(slots_lock)))
         newest = list_segments(directory)[-1]
-        if newest > state.segment and not (
-            newest == state.next_lsn and directory.size_of(segment_name(newest)) <= HEADER_BYTES
-        ):
-            raise ControlUnusable("there are segments that the control block does not know")
+        if newest > state.segment:
+            if newest != state.next_lsn or holds_frames(directory, newest):
+                raise ControlUnusable("there are segments that the control block does not know")
+            control.halves[ROTATING] = 1  # half done: whoever appends next finishes it first
     except BaseException:
         segment.file.close()
         raise
     return segment
 
 
-def _believe_tail(segment: Segment, state: LogState, control: Control) -> None:
+def _believe_figures(state: LogState, control: Control) -> None:
+    """No figure may be one that appending would carry past a word, or that no log can have."""
+    words = control.words
+    others = (words[COMMIT], words[SYNCS], words[SYNC_NS], words[SYNCED_BATCHES], words[LAST_GROUP])
+    if not (1 <= state.segment <= state.next_lsn and max(*state, *others) <= MAX_LSN):
+        raise ControlUnusable("the control block's figures are impossible")
+
+
+def _believe_tail(segment: Segment, state: LogState, control: Control, *, others: bool) -> None:
     header = segment.header
     size = segment.file.size()
     if (header.marker, header.sequence) != (state.marker, state.sequence) or state.tail > size:
@@ -156,14 +187,31 @@ def _believe_tail(segment: Segment, state: LogState, control: Control) -> None:
         raise ControlUnusable("the control block's positions contradict each other")
     if control.durable_lsn >= state.next_lsn:
         raise ControlUnusable("the control block calls durable what does not exist")
-    if control.words[INTENT] == control.words[COMMIT] + 1:
-        return  # a process was killed in its append: what it left at the tail is nobody's, the next append covers it
+    found = _frame_at_tail(segment, state)
+    if found is None:
+        return
+    commit = control.words[COMMIT]
+    if control.words[INTENT] != commit + 1:
+        raise ControlUnusable("the control block is behind its segment")
+    # A process was killed in this append. What it left is nobody's, and the next append covers it; only when it was
+    # complete but for the last store, and nobody else is here who may have looked at the log since, it counts.
+    filled = control.copy(commit + 1)
+    if (filled.segment, filled.last_frame, filled.next_lsn) == (
+        state.segment,
+        state.tail,
+        found.next_lsn,
+    ) and not others:
+        control.words[COMMIT] = commit + 1
+
+
+def _frame_at_tail(segment: Segment, state: LogState) -> Frame | None:
     head = segment.file.read(FRAME_BYTES, state.tail)
     claimed = int.from_bytes(head[8:12], "little")
-    if len(head) == FRAME_BYTES and claimed <= size - state.tail - FRAME_BYTES:
-        data = segment.file.read(FRAME_BYTES + claimed, state.tail)
-        if isinstance(read_frame(data, 0, header.marker, state.next_lsn), Frame):
-            raise ControlUnusable("the control block is behind its segment")
+    if len(head) < FRAME_BYTES or claimed > segment.file.size() - state.tail - FRAME_BYTES:
+        return None
+    data = segment.file.read(FRAME_BYTES + claimed, state.tail)
+    found = read_frame(data, 0, segment.header.marker, state.next_lsn)
+    return found if isinstance(found, Frame) else None
 
 
 def _doubtful(directory: Directory) -> int | None:

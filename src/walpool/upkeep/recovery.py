@@ -16,7 +16,7 @@ from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import QUARANTINE, segment_name
 from walpool.options import RecoveryMode
 from walpool.read.scan import FrameWindow, SegmentScan, scan_segment
-from walpool.shared.catalog import Segment, create_segment, list_segments, open_segment
+from walpool.shared.catalog import Segment, create_segment, is_zero, list_segments, open_segment
 from walpool.shared.control import LogState, create_control, last_totals, leftover
 from walpool.shared.poison import lift
 from walpool.system import clock, processes
@@ -256,7 +256,7 @@ def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
     except CorruptLog:
         return False
     try:
-        return segment.file.size() == segment.header.entries_offset
+        return is_zero(segment.file, segment.header.entries_offset)
     finally:
         segment.file.close()
 

@@ -13,6 +13,7 @@ from walpool.format.names import segment_name
 from walpool.options import Retention
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
+from walpool.shared.control import LogState
 from walpool.shared.pins import oldest_pin
 from walpool.system import clock
 from walpool.system.files import Directory
@@ -58,16 +59,12 @@ def removable(
     return gone, held
 
 
-def prune(directory: Directory, active_lsn: int, rule: Retention, *, dry_run: bool = False) -> PruneReport:
-    """Apply the rule now. Raises CorruptLog for a damaged checkpoint file.
-
-    `active_lsn` is the first of the active segment: a later one is a rotation half done, and not looked at.
-    """
-    segments = [first for first in list_segments(directory) if first <= active_lsn]
+def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bool = False) -> PruneReport:
+    """Apply the rule now. Raises CorruptLog for a damaged checkpoint file."""
+    segments = [first for first in list_segments(directory) if first <= state.segment]  # a later one is half done
     sealed = [_sealed(directory, *pair) for pair in pairwise(segments)]
-    active_bytes = directory.size_of(segment_name(segments[-1])) if segments else 0
     pin = oldest_pin(directory)
-    gone, held = removable(sealed, active_bytes, rule, read_checkpoint(directory), pin, clock.time_ns())
+    gone, held = removable(sealed, state.tail, rule, read_checkpoint(directory), pin, clock.time_ns())
     if not dry_run:
         for segment in sealed[:gone]:
             directory.unlink(segment_name(segment.first_lsn))

@@ -3,7 +3,7 @@
 The kernel may keep pages of a failed write in its cache, marked clean: they read well, a second sync reports success,
 and the disk has nothing. So they are written again, elsewhere.
 Holds: at every step the segments say the same entries: the new segment appears whole, under one rename, and only then
-do the ones it replaces move aside, newest first.
+do the ones it replaces move aside, oldest first: it counts up to the first that is still there.
 Lock: maintenance and append, and no writer alive.
 """
 
@@ -27,8 +27,7 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
     inside = [first for first in segments if first <= first_lsn][-1:] + [
         first for first in segments if first > first_lsn
     ]
-    if directory.identity(_REWRITE) is not None:
-        directory.unlink(_REWRITE)  # of a rewrite that was killed
+    directory.unlink(_REWRITE)  # of a rewrite that was killed
     file = directory.open(_REWRITE, CREATE, file_mode)
     try:
         next_lsn = _copy(directory, segments, inside, first_lsn, file)
@@ -39,7 +38,7 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
                 directory.link(segment_name(first_lsn), _aside(first_lsn))
             directory.rename(_REWRITE, segment_name(first_lsn))
             directory.sync()
-            for replaced in reversed(inside):
+            for replaced in inside:
                 if first_lsn < replaced < next_lsn:
                     directory.rename(segment_name(replaced), _aside(replaced))
             directory.sync()

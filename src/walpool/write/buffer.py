@@ -15,8 +15,15 @@ log = logging.getLogger("walpool")
 
 
 class Buffer:
-    def __init__(self, append: Callable[[bytes, int, int], int], limit_bytes: int, linger_s: float) -> None:
-        self._append = append  # (body, count, largest entry's bytes)
+    def __init__(
+        self,
+        append: Callable[[bytes, int, int], int],
+        published: Callable[[bytes], bool],
+        limit_bytes: int,
+        linger_s: float,
+    ) -> None:
+        self._append = append  # (body, count, largest entry's bytes) -> first LSN
+        self._published = published  # whether this very body was the last that this writer published
         self._limit_bytes = limit_bytes
         self._linger_s = linger_s
         self._lock = threading.Lock()
@@ -40,8 +47,21 @@ class Buffer:
             if self._bodies:
                 self._flush()
 
+    def append_after(self, body: bytes, count: int, largest: int) -> int:
+        """Append what is buffered, and then this frame: all of them in the order they came."""
+        with self._lock:
+            if self._bodies:
+                self._flush()
+            return self._append(body, count, largest)
+
     def _flush(self) -> None:
-        self._append(b"".join(self._bodies), len(self._bodies), self._largest)
+        body = b"".join(self._bodies)
+        try:
+            self._append(body, len(self._bodies), self._largest)
+        except BaseException:
+            if self._published(body):  # an interrupt came between the publication and us
+                self._bodies, self._bytes, self._largest = [], 0, 0
+            raise
         self._bodies, self._bytes, self._largest = [], 0, 0
 
     def _linger(self) -> None:

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from walpool.errors import LogClosed, SyncFailed, WALError
+from walpool.errors import LogClosed, SyncFailed, UnsafeLog, WALError
 from walpool.format.names import segment_name
 from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
@@ -19,7 +19,8 @@ from walpool.shared.control import (
     LAST_GROUP,
     LAST_SYNC_NS,
     LEADING,
-    STOP,
+    POISONED,
+    STOPPED,
     SYNC_ERRNO,
     SYNC_NS,
     SYNCED_BATCHES,
@@ -51,11 +52,25 @@ class Committer:
         self._timer: threading.Timer | None = None
 
     def settle(self, lsn: int) -> int:
-        """Return when everything up to `lsn` is on disk: the durable LSN then. Raises SyncFailed."""
-        words = self._words
+        """Return when everything up to `lsn` is on disk: the durable LSN then.
+
+        Raises SyncFailed: of a sync, which is final, or because none could be tried, which is not.
+        """
+        try:
+            return self._settle(lsn)
+        except (OSError, UnsafeLog) as error:
+            if isinstance(error, SyncFailed):
+                raise
+            raise SyncFailed(
+                getattr(error, "errno", None) or 5,
+                f"{error}; up to LSN {lsn} the log is appended and not known to be on disk; sync() tries again",
+            ) from error
+
+    def _settle(self, lsn: int) -> int:
+        words, halves = self._words, self._log.control.halves
         looks = 0
         while words[DURABLE] < lsn:
-            if words[STOP]:
+            if halves[STOPPED] == POISONED:
                 raise self._failed()
             if (not words[LEADING] or looks % TRY_ANYWAY == TRY_ANYWAY - 1) and self._lead(lsn):
                 continue
@@ -164,7 +179,7 @@ class Committer:
             self.settle(self._log.control.state().next_lsn - 1)
         except LogClosed:
             pass  # close() has settled what this timer was for
-        except WALError as error:
+        except (WALError, OSError) as error:
             log.error("%s", error)  # the log is poisoned: the next append says so to its caller
 
     def close(self) -> None:

@@ -1,24 +1,30 @@
 """The rotation coordinator: what a rotation leaves to do, in the background of whichever process rotated.
 
-It makes sealed segments durable, so that recovery after a power cut never has many of them to read, and applies
-retention. Holds: one process at a time does it, by a kernel lock that a killed one loses at once; no append waits for
-it; its thread exists only while there is something to do.
+It prepares the next segment, makes sealed segments durable, so that recovery after a power cut never has many of them
+to read, trims them, and applies retention.
+Holds: one process at a time does it, by a kernel lock that a killed one loses at once; no append waits for it; its
+thread exists only while there is something to do.
 """
 
 import logging
 import threading
+from itertools import pairwise
 
 from walpool.errors import LogBusy, LogClosed, WALError
 from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import WriterOptions
+from walpool.shared.catalog import list_segments
 from walpool.shared.slots import MAX_SLOTS
 from walpool.system.locks import ByteLocks, maintenance
 from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.retention import prune
 from walpool.write.committer import Committer
+from walpool.write.prepare import prepare, trim
 
 log = logging.getLogger("walpool")
 
+PREPARE_FROM_BYTES = 1 << 20  # a smaller segment is made as fast as it is taken
+TRIM_BACK = 8  # sealed segments that a coordinator looks at: an earlier one that was killed may have left some
 ROLE = MAX_SLOTS  # the byte of slots.lock that the coordinator holds
 
 
@@ -30,10 +36,11 @@ class Coordinator:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._again = False
+        self._trimmed_lsn = 0
         self._role = ByteLocks(opened.slots_lock)
 
     def wake(self) -> None:
-        """There was a rotation."""
+        """There was a rotation, or the active segment is half full."""
         with self._lock:
             self._again = True
             if self._thread is None:
@@ -55,19 +62,30 @@ class Coordinator:
                         self._role.release(ROLE)
             except LogClosed:
                 pass
-            except WALError as error:
+            except (WALError, OSError) as error:
                 log.error("%s", error)  # of a sync, the next append tells its caller too
 
     def _coordinate(self) -> None:
+        options, directory = self._options, self._log.directory
+        if options.size_limit >= PREPARE_FROM_BYTES:
+            prepare(directory, options.size_limit, options.mode)
         sealed_lsn = self._log.control.state().segment - 1
         if sealed_lsn > self._log.control.durable_lsn:
             self._committer.settle(sealed_lsn)
-        if self._options.retention is not None:
+        self._trim(sealed_lsn + 1)
+        if options.retention is not None:
             try:
-                with maintenance(self._log.directory, MAINTENANCE_LOCK, 0, lock_mode(self._options)):
-                    prune(self._log.directory, sealed_lsn + 1, self._options.retention)
+                with maintenance(directory, MAINTENANCE_LOCK, 0, lock_mode(options)):
+                    prune(directory, self._log.control.state(), options.retention)
             except LogBusy:
                 pass  # somebody creates, recovers or prunes; the next rotation comes
+
+    def _trim(self, active_lsn: int) -> None:
+        segments = [first for first in list_segments(self._log.directory) if first <= active_lsn]
+        for first_lsn, next_lsn in list(pairwise(segments))[-TRIM_BACK:]:
+            if next_lsn > self._trimmed_lsn:
+                trim(self._log.directory, first_lsn, next_lsn)
+                self._trimmed_lsn = next_lsn
 
     def close(self) -> None:
         with self._lock:

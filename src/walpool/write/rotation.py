@@ -14,6 +14,7 @@ from walpool.shared.catalog import Segment, create_segment
 from walpool.shared.control import Control, LogState
 from walpool.system import clock, processes
 from walpool.system.files import Directory, typed_errors
+from walpool.write.prepare import take_prepared
 
 SMALLEST_LIMIT = HEADER_BYTES + FRAME_BYTES + ENTRY_BYTES
 
@@ -37,7 +38,9 @@ def check_fits(frame_bytes: int, size_limit: int) -> None:
         )
 
 
-def rotate(directory: Directory, control: Control, state: LogState, file_mode: int) -> tuple[Segment, LogState]:
+def rotate(
+    directory: Directory, control: Control, state: LogState, size_limit: int, file_mode: int
+) -> tuple[Segment, LogState]:
     """Start the next segment and put it in force. The old one keeps its name and its descriptors."""
     header = WALHeader(
         created_at=max(clock.time_ns(), state.last_append_ns),
@@ -47,7 +50,7 @@ def rotate(directory: Directory, control: Control, state: LogState, file_mode: i
         marker=processes.random_word() & 0xFFFFFFFF,
     )
     with typed_errors(directory.path):
-        segment = create_segment(directory, header, file_mode)
+        segment = take_prepared(directory, header, size_limit) or create_segment(directory, header, file_mode)
     switched = state._replace(
         segment=header.first_lsn,
         sequence=header.sequence,

@@ -5,6 +5,7 @@ writer whose control block was replaced open it again on their next use.
 """
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -22,6 +23,7 @@ from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMod
 from walpool.shared.counters import counters_of
 from walpool.shared.metrics import WALMetrics
 from walpool.system.clock import time_ns
+from walpool.system.files import typed_error, typed_errors
 from walpool.system.locks import maintenance, reopen_after_fork
 from walpool.upkeep.checkpoint import state_checkpoint
 from walpool.upkeep.opening import OpenLog, lock_mode, open_log
@@ -33,6 +35,8 @@ from walpool.write.buffer import Buffer
 from walpool.write.committer import Committer
 from walpool.write.coordinator import Coordinator
 from walpool.write.rotation import check_fits, check_size_limit
+
+log = logging.getLogger("walpool")
 
 
 class WALWriter:
@@ -108,7 +112,10 @@ class WALWriter:
     def _new_buffer(self) -> Buffer:
         options = self._options
         limit_bytes = min(options.buffer_bytes, options.size_limit - HEADER_BYTES - FRAME_BYTES)
-        return Buffer(self._append, limit_bytes, options.linger_s)
+        return Buffer(self._append, self._published, limit_bytes, options.linger_s)
+
+    def _published(self, body: bytes) -> bool:
+        return self._log is not None and self._appender.last_body is body
 
     def _reopen(self) -> Appender:
         """Open the log, again if need be; the appender to use. Slow path: first use in this process."""
@@ -150,9 +157,8 @@ class WALWriter:
         if not count:
             self._reopen()
             return range(0)
-        if self._buffer is not None:
-            self._buffer.flush()  # they came first
-        first_lsn = self._append(body, count, largest)
+        append = self._append if self._buffer is None else self._buffer.append_after
+        first_lsn = append(body, count, largest)
         if self._wait_durable:
             self._committer.settle(first_lsn + count - 1)
         return range(first_lsn, first_lsn + count)
@@ -182,6 +188,8 @@ class WALWriter:
         except BaseException as error:
             if self._options.metrics and not isinstance(error, LogClosed):
                 self._counters.add(writes_failed=1)
+            if isinstance(error, OSError):
+                raise typed_error(error, self._path) from error
             raise
         self._last_lsn = first_lsn + count - 1
         if appender.chores:
@@ -189,11 +197,20 @@ class WALWriter:
         return first_lsn
 
     def _do_chores(self, appender: Appender) -> None:
-        """What an append now and then leaves to do, outside the lock."""
+        """What an append now and then leaves to do, outside the lock. Never raises: the append itself succeeded."""
         appender.chores = False
+        try:
+            self._wake_helpers(appender)
+        except (OSError, RuntimeError, WALError) as error:  # RuntimeError: no thread can be started
+            log.warning("%s: %s; the next append tries again", self._path, error)
+            appender.wanted = appender.chores = True
+
+    def _wake_helpers(self, appender: Appender) -> None:
         if appender.rotations:
             self._counters.add(files_opened=appender.rotations)
             appender.rotations = 0
+        if appender.wanted:
+            appender.wanted = False
             self._coordinator.wake()
         if self._options.sync_interval_s is not None:
             self._committer.sync_within(self._options.sync_interval_s, appender.ask_for_chores)
@@ -201,18 +218,21 @@ class WALWriter:
     # The log
 
     def sync(self) -> int:
-        """Make everything this writer appended durable, buffered entries too; the durable LSN."""
+        """Make everything that is in the log, and what this writer buffered, durable; the durable LSN."""
         self._reopen()
         if self._buffer is not None:
             self._buffer.flush()
-        return self._committer.settle(self._last_lsn)
+        assert self._log is not None
+        return self._committer.settle(self._log.control.state().next_lsn - 1)
 
     def rotate(self) -> None:
         """Seal the active segment now and start the next; nothing to do when it is empty."""
         if self._buffer is not None:
             self._buffer.flush()
         appender = self._reopen()
-        if appender.rotate():
+        with typed_errors(self._path):
+            rotated = appender.rotate()
+        if rotated:
             self._do_chores(appender)
 
     def checkpoint(self, lsn: int) -> int:
@@ -229,7 +249,7 @@ class WALWriter:
         self._reopen()
         assert self._log is not None
         with maintenance(self._log.directory, MAINTENANCE_LOCK, self._options.lock_timeout, lock_mode(self._options)):
-            return prune(self._log.directory, self._log.control.state().segment, self._options.retention or Retention())
+            return prune(self._log.directory, self._log.control.state(), self._options.retention or Retention())
 
     @property
     def path(self) -> str:
@@ -301,7 +321,9 @@ class WALWriter:
         self.close()
 
     def __del__(self) -> None:
-        if not self._closed and self._log is not None:
+        if not self._closed and self._log is not None and not sys.is_finalizing():
+            # When the interpreter ends, its daemon threads are frozen, perhaps with a lock that close() would wait for;
+            # what a buffer held was appended by the exit hook below, and the system frees the rest.
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
