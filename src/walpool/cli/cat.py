@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
-from walpool import Operation, WALEntry, WALReader
+from walpool import LSNUnavailable, Operation, WALEntry, WALReader
 from walpool.cli.exits import Exit
 from walpool.cli.output import json_line, text_line
 
@@ -21,7 +21,9 @@ WRITE_BYTES = 64 * 1024
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("log", metavar="LOG", help="a log, or one segment file")
-    parser.add_argument("--from", dest="start", type=_lsn, default=1, metavar="LSN", help="the first LSN to print")
+    parser.add_argument(
+        "--from", dest="start", type=_lsn, metavar="LSN", help="the first LSN to print (default: the first there is)"
+    )
     parser.add_argument("--follow", "-f", action="store_true", help="go on as the log grows, until Ctrl-C")
     parser.add_argument(
         "--format", choices=list(FORMATS), default="text", help="text (default), JSON lines, or the raw values of puts"
@@ -37,7 +39,7 @@ def _lsn(text: str) -> int:
 def run(args: argparse.Namespace) -> Exit:
     form = FORMATS["json" if args.json else args.format]
     out = sys.stdout.buffer
-    with WALReader(args.log, start=args.start) as reader:
+    with _reader(args.log, args.start) as reader:
         if not args.follow:
             _print_all(reader, form, out)
             return Exit.OK
@@ -48,6 +50,15 @@ def run(args: argparse.Namespace) -> Exit:
         except KeyboardInterrupt:  # the way to end it, so not a failure
             pass
         return Exit.OK
+
+
+def _reader(log: str, start: int | None) -> WALReader:
+    try:
+        return WALReader(log, start=start or 1)
+    except LSNUnavailable as error:
+        if start is not None:
+            raise
+        return WALReader(log, start=error.first_available)
 
 
 def _print_all(entries: Iterable[WALEntry], form: Callable[[WALEntry], bytes], out: BinaryIO) -> None:

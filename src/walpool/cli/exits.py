@@ -54,9 +54,12 @@ def describe(error: BaseException) -> tuple[Exit, str]:
     code = next(code for kind, code in CODES if isinstance(error, kind))
     if isinstance(error, KeyboardInterrupt):
         return code, "interrupted"
-    if isinstance(error, OSError) and not isinstance(error, errors.WALError):
-        return code, _system_line(error)
-    return code, one_line(str(error) or type(error).__name__)
+    if isinstance(error, errors.WALError):
+        # Those that are OSErrors too carry their text as strerror; str() would put the errno before it.
+        text = error.strerror if isinstance(error, OSError) else None
+        return code, one_line(text or str(error) or type(error).__name__)
+    assert isinstance(error, OSError), "the last of CODES"
+    return code, _system_line(error)
 
 
 def one_line(text: str) -> str:

@@ -52,7 +52,8 @@ def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
         type=SyncMode,
         default=SyncMode.NORMAL,
         metavar="{none,normal,full}",
-        help="when an append counts: buffered, in the kernel, on disk (default: normal); at the end all is on disk",
+        help="what a batch waits for: none and normal the kernel, full the disk (default: normal);"
+        " at the end everything is on disk",
     )
     parser.add_argument(
         "--batch",
@@ -143,11 +144,12 @@ def load_with_progress(
 
 def summary(loaded: Loaded) -> str:
     rate = loaded.lines / loaded.seconds if loaded.seconds > 0 else 0
+    lsns = f"{loaded.first_lsn} to {loaded.last_lsn}" if loaded.last_lsn >= loaded.first_lsn else "none"
     lines = [
         f"appended  {loaded.lines:,} lines, {megabytes(loaded.bytes)}, in {loaded.seconds:.2f} s: {rate:,.0f} lines/s",
         f"skipped   {loaded.skipped:,} lines that were in the log already",
         f"workers   {loaded.workers} processes, {loaded.replaced} of them replaced because they died",
-        f"LSNs      {loaded.first_lsn}..{loaded.last_lsn}, durable through {loaded.durable_lsn}",
+        f"LSNs      {lsns}, durable through {loaded.durable_lsn}",
     ]
     return "\n".join(lines)
 

@@ -10,7 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
 
+from walpool import __version__
 from walpool.cli.exits import EXPECTED, Exit, describe
 from walpool.system.console import drop_output
 
@@ -27,12 +30,13 @@ COMMANDS = {
 def run(argv: Sequence[str] | None = None) -> int:
     """Run `walpool` with `argv` (`sys.argv[1:]` if None) and return its exit code; argparse raises SystemExit."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is None:  # closed by whoever started us, as in `walpool stat LOG >&-`
+        sys.stdout = Path("/dev/null").open("w")  # noqa: SIM115 - for as long as we run
     for stream in (sys.stdout, sys.stderr):
-        # A path that the terminal's encoding cannot show must not end the command.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    args = _parser(words).parse_args(words)
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path that the encoding cannot show is shown all the same
     try:
+        args = _parser(words).parse_args(words)
         code: int = args.run(args)
         sys.stdout.flush()
         return code
@@ -41,10 +45,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         return Exit.OK
     except EXPECTED as error:
         code, line = describe(error)
-        return _finish(args.command, code, line)
+        return _finish(code, line, next((word for word in words if word in COMMANDS), ""))
 
 
-def _finish(command: str, code: int, line: str) -> int:
+def _finish(code: int, line: str, command: str) -> int:
     try:
         sys.stdout.flush()  # what was printed before the failure is data, and comes before the reason
         print(f"walpool {command}: {line}", file=sys.stderr, flush=True)
@@ -59,36 +63,20 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         description="A write-ahead log that many processes append to at once.",
         epilog="Exit codes: 0 ok, 1 damage or difference, 2 usage, 3 no such log, 4 busy, 74 I/O, 130 interrupted.",
     )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"walpool {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, what in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+        command = commands.add_parser(name, help=what, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in words:  # the others would cost their imports, and nobody asks for their options
             module = import_module(f"walpool.cli.{name}")
+            command.description, command.epilog = _about(module.__doc__ or "")
             command.add_argument("--json", action="store_true", help="print the result as JSON")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser
 
 
-class _Version(argparse.Action):
-    """`--version`, which reads the installed version only when asked: importlib.metadata takes longer than we do."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            number = version("walpool")
-        except PackageNotFoundError:  # run from a checkout that is on the path but not installed
-            number = "(not installed)"
-        print(f"walpool {number}")
-        parser.exit()
+def _about(docstring: str) -> tuple[str, str]:
+    """What stands before and behind the options in a command's help: its module's docstring, without its promises."""
+    first, *rest = (text for text in docstring.strip().split("\n\n") if not text.startswith("Holds:"))
+    return first, "\n\n".join(rest)

@@ -5,6 +5,7 @@ behind a damaged range that SALVAGE skipped. A reader belongs to one thread; any
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import length_hint
@@ -19,7 +20,7 @@ from walpool.read.scan import INITIAL_CAPACITY, FrameWindow, look_behind, refuse
 from walpool.read.seek import seek
 from walpool.read.source import Extent, Source
 from walpool.shared.catalog import Segment, header_is_torn
-from walpool.shared.control import STOPPED
+from walpool.shared.control import Control
 from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
 
@@ -173,11 +174,13 @@ class WALReader:
             raise LogClosed(f"{self._path}: the reader is closed")
         source = self._source
         control = source.control
-        if control is None or control.halves[STOPPED]:
-            source.look_for_control()
+        if control is None or not self._is_ahead(control, durable_only):
+            source.look_for_control()  # it may have appeared, or been replaced
             control = source.control
-            if control is None:
-                return True
+            return control is None or self._is_ahead(control, durable_only)
+        return True
+
+    def _is_ahead(self, control: Control, durable_only: bool) -> bool:
         return (control.durable_lsn if durable_only else control.state().next_lsn - 1) >= self._unread_lsn
 
     @property
@@ -407,6 +410,7 @@ class WALReader:
         """May be called again."""
         if not self._closed:
             self._closed = True
+            deque(self._pending, 0)  # whoever holds the iterator gets LogClosed, not the rest of a batch
             self._count_read()
             if self._segment is not None:
                 self._leave()

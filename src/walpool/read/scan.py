@@ -98,6 +98,7 @@ class Behind(NamedTuple):
     entries: int = 0
     durable_lsn: int = 0  # the highest that any of them states
     exhausted: bool = False  # the search gave up: there may be more
+    next_lsn: int = 0  # one past the last entry of them
     blank: bool = False  # nothing but zeros, or nothing
 
 
@@ -110,14 +111,15 @@ def look_behind(segment: Segment, offset: int, least_lsn: int) -> Behind:
 
 
 def _intact(data: bytes, offset: int, marker: int, least_lsn: int) -> Behind:
-    entries = durable_lsn = 0
+    entries = durable_lsn = next_lsn = 0
     try:
         for frame in find_frames(data, offset, marker, least_lsn):
             entries += frame.count
             durable_lsn = max(durable_lsn, frame.durable_lsn)
+            next_lsn = frame.next_lsn
     except SearchExhausted:
-        return Behind(entries, durable_lsn, True)
-    return Behind(entries, durable_lsn)
+        return Behind(entries, durable_lsn, True, next_lsn)
+    return Behind(entries, durable_lsn, False, next_lsn)
 
 
 def _behind_lost_header(directory: Directory, first_lsn: int) -> Behind:

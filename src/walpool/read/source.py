@@ -7,7 +7,7 @@ import os
 from typing import NamedTuple
 
 from walpool.errors import LogNotFound, UnsafeLog, WALError
-from walpool.format.names import APPEND_LOCK, parse_segment_name
+from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name
 from walpool.shared.catalog import Segment, list_segments, open_segment
 from walpool.shared.control import RETIRED, STOPPED, Control, ControlUnusable, LogState
 from walpool.system import clock
@@ -46,7 +46,9 @@ class Source:
     def look_for_control(self) -> None:
         """Attach the control block that is in force now, if any: it may have appeared or been replaced."""
         if self.control is not None and self.control.halves[STOPPED] != RETIRED:
-            return
+            mapped = self.control.file.stat
+            if self.directory.identity(CONTROL) in (None, (mapped.st_dev, mapped.st_ino)):
+                return
         old, self.control = self.control, None
         if old is not None:
             old.close()

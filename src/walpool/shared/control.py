@@ -148,9 +148,12 @@ class Control:
 
     def publish(self, state: LogState) -> None:
         """Put `state` in force. Lock: append."""
-        commit = self.words[COMMIT]
-        STATE.pack_into(self.bytes, COPIES[~commit & 1], *state)
-        self.words[COMMIT] = commit + 1  # last: nobody reads past the tail, so a killed writer shows nothing
+        STATE.pack_into(self.bytes, COPIES[~self.words[COMMIT] & 1], *state)
+        self.publish_filled()
+
+    def publish_filled(self) -> None:
+        """Put the copy in force that is not; by itself, what a killed append filled and did not publish. Lock: append."""
+        self.words[COMMIT] += 1  # last: nobody reads past the tail, so a killed writer shows nothing
 
     @property
     def durable_lsn(self) -> int:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from walpool.errors import IOFailed, LogFull, LogNotFound, UnsafeLog
+from walpool.errors import IOFailed, LogFull, LogNotFound, UnsafeLog, WALError
 from walpool.system.calls import calls
 
 _SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -38,7 +38,7 @@ def typed_errors(path: str) -> Iterator[None]:
 
 
 def typed_error(error: OSError, path: str) -> Exception:
-    if isinstance(error, (LogFull, IOFailed, LogNotFound)) or error.errno is None:
+    if isinstance(error, WALError) or error.errno is None:
         return error
     what = os.strerror(error.errno)
     if error.errno in _NO_SPACE:

@@ -201,7 +201,7 @@ def _believe_tail(segment: Segment, state: LogState, control: Control, *, others
         state.tail,
         found.next_lsn,
     ) and not others:
-        control.words[COMMIT] = commit + 1
+        control.publish_filled()
 
 
 def _frame_at_tail(segment: Segment, state: LogState) -> Frame | None:

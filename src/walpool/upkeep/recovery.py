@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from walpool.errors import CorruptLog, SyncFailed, WALError
-from walpool.format.frame import find_frames
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import QUARANTINE, segment_name
 from walpool.options import RecoveryMode
@@ -138,21 +137,10 @@ def survey(directory: Directory, mode: RecoveryMode) -> Survey:
             result.intact_behind = behind
             return result
         result.skipped.append(place)
-        result.next_lsn = _last_intact(directory, scan)
+        if scan.behind.exhausted:
+            raise CorruptLog(place.path, place.offset, place.lsn, f"{place.reason}; too many false frames follow")
+        result.next_lsn = max(scan.next_lsn, scan.behind.next_lsn)
     return result
-
-
-def _last_intact(directory: Directory, scan: SegmentScan) -> int:
-    """One past the last intact entry of a damaged segment that SALVAGE reads on in."""
-    if not scan.behind.entries:
-        return scan.next_lsn
-    segment = open_segment(directory, scan.first_lsn)
-    try:
-        rest = segment.file.read(segment.file.size() - scan.end, scan.end)
-        *_, last = find_frames(rest, 0, segment.header.marker, scan.next_lsn)
-        return last.next_lsn
-    finally:
-        segment.file.close()
 
 
 def recover(
@@ -242,11 +230,12 @@ def _quarantine(directory: Directory, found: Survey) -> list[str]:
         name = segment_name(first_lsn)
         if not moved:
             directory.make_directory(QUARANTINE)
+            aside_directory = Directory(directory.join(QUARANTINE))  # refuses a symlink in its place
         aside = f"{QUARANTINE}/{name}.{clock.time_ns()}"
         directory.rename(name, aside)
         moved.append(aside)
     if moved:
-        Directory(directory.join(QUARANTINE)).sync()  # before the log's directory forgets the old names
+        aside_directory.sync()  # before the log's directory forgets the old names
     return moved
 
 

@@ -34,6 +34,7 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
         if next_lsn > first_lsn:
             file.sync()
             directory.make_directory(QUARANTINE)
+            Directory(directory.join(QUARANTINE))  # refuses a symlink in its place
             if first_lsn in segments:
                 directory.link(segment_name(first_lsn), _aside(first_lsn))
             directory.rename(_REWRITE, segment_name(first_lsn))

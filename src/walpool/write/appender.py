@@ -31,7 +31,7 @@ from walpool.system.calls import calls
 from walpool.system.files import cut_back, typed_error, write_rest
 from walpool.system.locks import LOCK_EX, LOCK_UN, Flock, mutex, waiter
 from walpool.upkeep.opening import OpenLog
-from walpool.write.prepare import write_zeros
+from walpool.upkeep.prepare import write_zeros
 from walpool.write.rotation import check_fits, rotate
 
 CHECK_NS = 100_000_000  # names of our files are compared with their inodes at least this often,

@@ -74,7 +74,7 @@ class Committer:
                 raise self._failed()
             if (not words[LEADING] or looks % TRY_ANYWAY == TRY_ANYWAY - 1) and self._lead(lsn):
                 continue
-            calls.sleep(LOOK_AGAIN_S if looks else max(LOOK_AGAIN_S, words[LAST_SYNC_NS] * 0.5e-9))
+            calls.sleep(LOOK_AGAIN_S if looks else max(LOOK_AGAIN_S, min(words[LAST_SYNC_NS], LONGEST_NS) * 0.5e-9))
             looks += 1
         return words[DURABLE]
 
@@ -106,7 +106,7 @@ class Committer:
                 words[SYNCS] = words[SYNCS] + 1
                 words[SYNC_NS] = words[SYNC_NS] + took_ns
                 words[LAST_SYNC_NS] = min(took_ns, LONGEST_NS)
-                words[LAST_GROUP] = state.batches - self._log.control.words[SYNCED_BATCHES]
+                words[LAST_GROUP] = max(0, state.batches - words[SYNCED_BATCHES])
                 words[SYNCED_BATCHES] = state.batches
                 return True
             finally:

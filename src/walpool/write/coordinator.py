@@ -17,9 +17,9 @@ from walpool.shared.catalog import list_segments
 from walpool.shared.slots import MAX_SLOTS
 from walpool.system.locks import ByteLocks, maintenance
 from walpool.upkeep.opening import OpenLog, lock_mode
+from walpool.upkeep.prepare import prepare, trim
 from walpool.upkeep.retention import prune
 from walpool.write.committer import Committer
-from walpool.write.prepare import prepare, trim
 
 log = logging.getLogger("walpool")
 

@@ -14,7 +14,7 @@ from walpool.shared.catalog import Segment, create_segment
 from walpool.shared.control import Control, LogState
 from walpool.system import clock, processes
 from walpool.system.files import Directory, typed_errors
-from walpool.write.prepare import take_prepared
+from walpool.upkeep.prepare import take_prepared
 
 SMALLEST_LIMIT = HEADER_BYTES + FRAME_BYTES + ENTRY_BYTES
 

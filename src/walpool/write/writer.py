@@ -4,7 +4,6 @@ Holds: a writer is a path and options, and, while open, what `open_log` gave; a 
 writer whose control block was replaced open it again on their next use.
 """
 
-import atexit
 import logging
 import os
 import sys
@@ -12,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
-from weakref import WeakSet
 
 from walpool.errors import LogClosed, WALError
 from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, encode_entries, encode_one
@@ -30,6 +28,7 @@ from walpool.upkeep.opening import OpenLog, lock_mode, open_log
 from walpool.upkeep.recovery import RecoveryReport
 from walpool.upkeep.retention import PruneReport, prune
 from walpool.write.appender import Appender, Retired
+from walpool.write.at_exit import close_at_exit, forget
 from walpool.write.batch import Batch
 from walpool.write.buffer import Buffer
 from walpool.write.committer import Committer
@@ -105,7 +104,6 @@ class WALWriter:
         self._buffer: Buffer | None = None
         if options.sync_mode is SyncMode.NONE:
             self._buffer = self._new_buffer()
-            _buffering.add(self)
         self._wait_durable = options.sync_mode is SyncMode.FULL
         reopen_after_fork(self)
 
@@ -130,7 +128,7 @@ class WALWriter:
                 self._report = opened.report
                 self._log = opened
                 if self._buffer is not None:
-                    _append_buffers_of_workers()
+                    close_at_exit(self)
                 self._counters.add(files_opened=1)
             return self._appender
 
@@ -291,7 +289,7 @@ class WALWriter:
             self._committer.settle(self._last_lsn)  # its promise outlives the timer
         self._closed = True
         self._let_go()
-        _buffering.discard(self)
+        forget(self)
 
     def _let_go(self) -> None:
         with self._opening:
@@ -340,24 +338,3 @@ def _unpickle(path: str, options: WriterOptions) -> WALWriter:
     writer._log = None
     writer._prepare(path, options)
     return writer
-
-
-_buffering: "WeakSet[WALWriter]" = WeakSet()
-
-
-def _append_buffers() -> None:
-    for writer in list(_buffering):
-        try:
-            writer.close()
-        except WALError as error:
-            warnings.warn(f"{writer!r} could not append its buffer at exit: {error}", RuntimeWarning, stacklevel=1)
-
-
-atexit.register(_append_buffers)
-
-
-def _append_buffers_of_workers() -> None:
-    """A multiprocessing worker ends with os._exit, past atexit, and runs these finalizers instead."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.Finalize(None, _append_buffers, exitpriority=0)

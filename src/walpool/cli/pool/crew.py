@@ -26,7 +26,7 @@ from walpool.cli.pool.worker import Done, Failed, WorkerOptions
 
 MAX_WORKERS = 64
 MAX_FRUITLESS_DEATHS = 5  # of a worker and its successors, none of which appended a line
-LEAVE_WITHIN_S = 60.0  # a worker whose connection is closed finishes a batch at most
+LEAVE_WITHIN_S = 30.0  # a worker whose connection is closed finishes a batch at most
 
 # The worker finds walpool where this process found it, and not in whatever directory it happens to run in.
 _START = (
@@ -193,7 +193,7 @@ class Crew:
             self._replace(worker)
             return
         if isinstance(answer, Failed):
-            raise CommandError(answer.code, answer.message)
+            raise CommandError(answer.code, f"{answer.message} (lines appended before it stay in the log)")
         parcel, worker.parcel = worker.parcel, None
         assert parcel is not None and parcel.count == answer.count, "an answer is to the parcel that is out"
         worker.fruitless_deaths = 0
