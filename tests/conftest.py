@@ -1,0 +1,47 @@
+"""Fixtures of all tests: a place for a log, children that do not outlive their test, and a seed that is printed."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import Child, Start
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "events.wal"
+
+
+@pytest.fixture
+def child() -> Iterator[Start]:
+    """`child(target, *args, method="subprocess")`: a process that runs `target(channel, *args)`."""
+    started: list[Child] = []
+
+    def start(target: Callable[..., object], *args: object, method: str = "subprocess") -> Child:
+        started.append(Child(method, target, args))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A number that everything random in the test follows from; a failure shows it and how to have it again."""
+    chosen = os.environ.get("WALPOOL_SEED")
+    number = int(chosen) if chosen else random.SystemRandom().getrandbits(32)
+    print(f"repeat with: WALPOOL_SEED={number} python -m pytest '{request.node.nodeid}'")
+    return number
+
+
+@pytest.fixture
+def linux() -> None:
+    if sys.platform != "linux":
+        pytest.skip("looks into /proc, which only Linux has")

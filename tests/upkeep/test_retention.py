@@ -1,0 +1,240 @@
+"""Retention: which sealed segments go, in which order, and what never goes."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.format import layout
+from tests.read.logs import contents, entries, fill, read, segment_files
+from tests.upkeep.faults import Killed, killed_at, watched
+from walpool import CorruptLog, LSNUnavailable, Retention, WALReader, WALWriter
+from walpool.upkeep.retention import SealedSegment, removable
+from walpool.upkeep.verify import verify
+
+NONE = 1 << 62  # as a pin: nobody wants anything
+NEVER = Retention(checkpointed=False)
+
+
+def sealed(*sizes: int) -> list[SealedSegment]:
+    """Segments of ten entries each, sealed one second apart."""
+    return [
+        SealedSegment(at * 10 + 1, at * 10 + 11, size, (at + 1) * 1_000_000_000) for at, size in enumerate(sizes)
+    ]  # fmt: skip
+
+
+THREE = sealed(100, 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("rule", "checkpoint", "gone"),
+    [
+        (NEVER, 30, 0),
+        (Retention(), 0, 0),
+        (Retention(), 9, 0),
+        (Retention(), 10, 1),
+        (Retention(), 19, 1),
+        (Retention(), 30, 3),
+        (Retention(), 999, 3),
+        (Retention(checkpointed=False, max_segments=4), 0, 0),
+        (Retention(checkpointed=False, max_segments=3), 0, 1),
+        (Retention(checkpointed=False, max_segments=1), 0, 3),
+        (Retention(checkpointed=False, max_segments=0), 0, 3),  # the active one stays, whatever is asked for
+        (Retention(checkpointed=False, max_bytes=350), 0, 0),
+        (Retention(checkpointed=False, max_bytes=349), 0, 1),
+        (Retention(checkpointed=False, max_bytes=0), 0, 3),
+        (Retention(checkpointed=False, max_age=9.0), 0, 0),  # the oldest was sealed 9 s ago
+        (Retention(checkpointed=False, max_age=8.5), 0, 1),
+        (Retention(checkpointed=False, max_age=0.0), 0, 3),
+        (Retention(max_segments=3), 20, 2),  # any rule is enough
+    ],
+    ids=str,
+)
+def test_each_rule_removes_what_it_says(rule: Retention, checkpoint: int, gone: int) -> None:
+    assert removable(THREE, 50, rule, checkpoint, NONE, 10_000_000_000) == (gone, 0)
+
+
+@pytest.mark.parametrize(("pin", "gone", "held"), [(1, 0, 3), (11, 1, 2), (21, 2, 1), (31, 3, 0)])
+def test_a_pin_holds_its_segment_and_all_behind_it(pin: int, gone: int, held: int) -> None:
+    assert removable(THREE, 50, Retention(), 30, pin, 0) == (gone, held)
+
+
+def test_a_log_over_the_cap_is_pruned_in_spite_of_pins() -> None:
+    rule = Retention(max_pinned_bytes=200)
+    gone, _ = removable(THREE, 50, rule, 30, 1, 0)
+    assert gone == 2, "until it is under the cap"
+
+
+RULES = st.builds(
+    Retention,
+    checkpointed=st.booleans(),
+    max_bytes=st.one_of(st.none(), st.integers(0, 2000)),
+    max_age=st.one_of(st.none(), st.floats(0, 20)),
+    max_segments=st.one_of(st.none(), st.integers(0, 12)),
+    max_pinned_bytes=st.integers(0, 2000),
+)
+
+
+@layout.examples(200)
+@given(
+    st.lists(st.integers(64, 400), max_size=10),
+    RULES,
+    st.integers(0, 130),
+    st.integers(1, 130),
+    st.integers(0, 20),
+)
+def test_oldest_first_and_never_what_is_kept(
+    sizes: list[int], rule: Retention, checkpoint: int, pin: int, now_s: int
+) -> None:
+    segments = sealed(*sizes)
+    now_ns = now_s * 1_000_000_000
+    gone, held = removable(segments, 100, rule, checkpoint, pin, now_ns)
+    assert 0 <= gone <= gone + held <= len(segments)
+    if rule == NEVER:
+        assert gone == 0
+    if held:
+        assert segments[gone].next_lsn > pin
+    # Once it was done, doing it again removes nothing more, unless a pin was overruled half-way.
+    again, _ = removable(segments[gone:], 100, rule, checkpoint, pin, now_ns)
+    assert again == 0
+
+
+@pytest.fixture
+def full(log: Path) -> Path:
+    with WALWriter(log, size_limit=400) as writer:
+        fill(writer, 40)
+        writer.sync()
+    return log
+
+
+def test_a_checkpoint_lets_whole_segments_go_and_no_entry_above_it(full: Path) -> None:
+    files = [int(file.stem) for file in segment_files(full)]
+    with WALWriter(full, retention=Retention()) as writer:
+        for lsn in (1, files[1] - 2, files[1] - 1, files[3], 40):
+            assert writer.checkpoint(lsn) == lsn
+            report = writer.prune()
+            first = max(each for each in files if each <= lsn + 1)
+            assert report.first_lsn == first == int(segment_files(full)[0].stem)
+            assert read(full, start=first).entries == entries(first, 41)
+            if first > 1:
+                with pytest.raises(LSNUnavailable) as caught:
+                    WALReader(full)
+                assert caught.value.first_available == first
+        assert writer.checkpoint(5) == 40, "a checkpoint never goes back"
+        assert writer.put(b"key", b"value") == 41
+    assert verify(full).findings == []
+
+
+def test_a_dry_run_says_and_removes_nothing(full: Path) -> None:
+    from walpool.shared.control import Control
+    from walpool.system.files import Directory
+    from walpool.upkeep.retention import prune
+
+    before = contents(full)
+    directory = Directory(full)
+    control = Control.attach(directory, writable=False)
+    report = prune(directory, control.state(), Retention(checkpointed=False, max_segments=2), dry_run=True)
+    control.close()
+    directory.close()
+    assert len(report.removed) == len(segment_files(full)) - 2
+    assert contents(full) == before
+
+
+@pytest.mark.parametrize("lsn", [-1, 41, 1 << 70])
+def test_a_checkpoint_that_is_not_in_the_log_is_refused(full: Path, lsn: int) -> None:
+    with WALWriter(full) as writer:
+        with pytest.raises(ValueError):
+            writer.checkpoint(lsn)
+        with pytest.raises(TypeError):
+            writer.checkpoint("7")  # type: ignore[arg-type]
+    assert not (full / "checkpoint").exists()
+
+
+def test_a_damaged_checkpoint_removes_nothing(full: Path) -> None:
+    with WALWriter(full) as writer:
+        writer.checkpoint(30)
+        good = (full / "checkpoint").read_bytes()
+        segments = segment_files(full)
+        for at in range(0, len(good) - 4):
+            data = bytearray(good)
+            data[at] ^= 0x40
+            (full / "checkpoint").write_bytes(data)
+            with pytest.raises(CorruptLog):
+                writer.prune()
+        for cut in (b"", good[:-1], good + b"x"):
+            (full / "checkpoint").write_bytes(cut)
+            with pytest.raises(CorruptLog):
+                writer.prune()
+        assert segment_files(full) == segments
+        (full / "checkpoint").unlink()
+        assert writer.prune().removed == ()
+
+
+def test_a_reader_with_a_pin_keeps_what_it_has_not_read(full: Path) -> None:
+    with WALWriter(full) as writer, WALReader(full, pin=True) as reader:
+        found = [reader.read_entry() for _ in range(12)]
+        writer.checkpoint(40)
+        report = writer.prune()
+        assert report.held_by_pins > 0
+        found += reader.read_all()
+        assert found == entries(1, 41)
+        assert writer.prune().held_by_pins == 0, "it has moved on"
+        assert int(segment_files(full)[0].stem) > 12
+
+
+def test_the_pin_of_a_reader_that_is_gone_holds_nothing(full: Path) -> None:
+    with WALWriter(full) as writer:
+        reader = WALReader(full, pin=True)
+        writer.checkpoint(40)
+        assert writer.prune().removed == ()
+        reader.close()
+        assert len(writer.prune().removed) > 5
+
+
+def test_removals_are_durable_one_by_one_oldest_first(full: Path) -> None:
+    files = [file.name for file in segment_files(full)]
+    with WALWriter(full) as writer:
+        writer.checkpoint(40)
+        with watched() as trace:
+            writer.prune()
+    steps = [(name, str(arguments[0])) for name, arguments in trace.made if name in ("unlink", "fsync")]
+    assert [step[1] for step in steps[::2]] == files[:-1]
+    assert [step[0] for step in steps] == ["unlink", "fsync"] * (len(files) - 1)
+
+
+def test_a_prune_killed_at_any_call_leaves_a_log_that_starts_later(tmp_path: Path) -> None:
+    number = 0
+    while True:
+        log = tmp_path / str(number)
+        with WALWriter(log, size_limit=400) as writer:
+            fill(writer, 20)
+            writer.checkpoint(20)
+            with killed_at(number) as trace:
+                try:
+                    writer.prune()
+                except Killed:
+                    pass
+        first = int(segment_files(log)[0].stem)
+        assert read(log, start=first).entries == entries(first, 21), trace.hit
+        assert verify(log).findings == []
+        with WALWriter(log) as writer:
+            assert writer.recovery_report is None
+            assert writer.put(b"key", b"value") == 21
+        if not trace.hit:
+            break
+        number += 1
+    assert number > 5
+
+
+def test_a_pruned_log_recovers(full: Path) -> None:
+    with WALWriter(full) as writer:
+        writer.checkpoint(30)
+        writer.prune()
+    first = int(segment_files(full)[0].stem)
+    os.unlink(full / "control")
+    with WALWriter(full) as writer:
+        assert writer.put(b"key", b"value") == 41
+        assert writer.checkpoint(2) == 30
+    assert [entry.lsn for entry in read(full, start=first).entries] == list(range(first, 42))
