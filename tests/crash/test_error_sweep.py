@@ -18,9 +18,8 @@ from walpool import LogFull, SyncFailed, SyncMode, WALError, WALReader, WALWrite
 from walpool.system.locks import LOCK_UN, try_lock
 
 LIMIT = 1200
-ERRORS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EACCES, errno.EROFS, errno.EINTR]
-FEWER = [errno.EIO, errno.EMFILE]  # for calls that touch neither blocks nor permissions
-CLOSE_ERRORS = [errno.EIO]
+ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EACCES, errno.EROFS, errno.EINTR]  # and EIO, always
+NO_BLOCKS = {"fstat", "stat", "flock", "fcntl", "listdir"}  # calls that touch neither blocks nor permissions
 
 
 class Case:
@@ -113,15 +112,25 @@ def faults(kind: str, n: int) -> Iterator[tuple[str, Any]]:
         yield "half of it, then EIO", ShortWrite(n, lambda size: size // 2, errno.EIO)
         yield "nothing", ShortWrite(n, lambda size: 0)
     else:
-        few = {"close": CLOSE_ERRORS, "fstat": FEWER, "stat": FEWER, "flock": FEWER, "fcntl": FEWER, "listdir": FEWER}
-        for error in few.get(kind, ERRORS):
+        others = [ERRORS[n * 2 % 6], ERRORS[n * 2 % 6 + 1]]  # in turn: many calls are made at each place
+        if kind in NO_BLOCKS:
+            others = [errno.EMFILE]
+        elif kind == "close":
+            others = []
+        for error in (errno.EIO, *others):
             yield errno.errorcode[error], FailOnce(kind, n, error)
+
+
+def left_open(before: dict[int, str]) -> set[str]:
+    gc.collect()
+    return {path for fd, path in open_fds().items() if fd not in before}
 
 
 def sweep_errors(channel: Channel, folder: Path, kinds: list[str]) -> tuple[int, list[str]]:
     """How many faults were injected, and what came out wrong."""
     injected = 0
     wrong: list[str] = []
+    gc.freeze()  # what was imported is no garbage: a collection has only our own to look at
     for kind in kinds:
         n = 0
         hit = True
@@ -140,9 +149,7 @@ def sweep_errors(channel: Channel, folder: Path, kinds: list[str]) -> tuple[int,
                 hit = hit or fault.hit
                 injected += fault.hit
                 check(case)
-                gc.collect()
-                left = {path for fd, path in open_fds().items() if fd not in before}
-                if left:
+                if left := left_open(before):
                     case.wrong.append(f"descriptors are left open: {left}")
                 wrong += [f"{kind} call {n} fails with {name}: {one}" for one in case.wrong]
                 shutil.rmtree(log)

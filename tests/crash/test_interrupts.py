@@ -47,6 +47,9 @@ class Alarm:
             return True
         except Interrupt:
             return False
+        except BaseException:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise
 
 
 class Locks:

@@ -24,6 +24,9 @@ COMMANDS = {
     "dump": "print headers and frames, one line each, with offsets",
     "stat": "print positions, segments, totals and writers",
     "verify": "read everything and report each finding",
+    "repair": "say what it would take to have no damage; with --apply do it, keeping what is cut",
+    "checkpoint": "state that nothing at or below an LSN is needed any more",
+    "prune": "remove the oldest segments that a rule says nobody needs",
 }
 
 

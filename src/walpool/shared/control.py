@@ -152,7 +152,7 @@ class Control:
         self.publish_filled()
 
     def publish_filled(self) -> None:
-        """Put the copy in force that is not; by itself, what a killed append filled and did not publish. Lock: append."""
+        """Put the other copy in force; by itself, what a killed append filled and did not publish. Lock: append."""
         self.words[COMMIT] += 1  # last: nobody reads past the tail, so a killed writer shows nothing
 
     @property

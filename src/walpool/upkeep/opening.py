@@ -92,7 +92,7 @@ def _open_log(path: str, options: WriterOptions) -> OpenLog:
         opened = _attach(directory, options)  # another process may have done it while we waited
         if isinstance(opened, OpenLog):
             return opened
-        report = _rebuild(directory, options, opened)
+        report = rebuild(directory, options, opened)
         opened = _attach(directory, options)
     if isinstance(opened, str):
         raise UnsafeLog(directory.path, f"the log was recovered and still cannot be used: {opened}")
@@ -230,7 +230,7 @@ def lock_mode(options: WriterOptions) -> int:
     return 0o600 | (0o060 if options.mode & 0o020 else 0)
 
 
-def _rebuild(directory: Directory, options: WriterOptions, reason: str) -> RecoveryReport:
+def rebuild(directory: Directory, options: WriterOptions, reason: str, *, whole: bool = False) -> RecoveryReport:
     """Recover, unless a writer lives. Lock: maintenance."""
     append_lock, sync_lock, slots_lock = (directory.open_or_create(name, lock_mode(options)) for name in LOCKS)
     directory.open_or_create(PINS_LOCK, options.mode).close()  # whoever may read may pin, up to the cap
@@ -242,7 +242,8 @@ def _rebuild(directory: Directory, options: WriterOptions, reason: str) -> Recov
                 lock(append_lock.fd, LOCK_EX)
                 held = list(slots.alive(slots_lock))
                 if not held:
-                    return recover(directory, options.recovery, reason, options.mode, _doubtful(directory))
+                    doubtful_lsn = _doubtful(directory)
+                    return recover(directory, options.recovery, reason, options.mode, doubtful_lsn, whole=whole)
             finally:
                 unlock(append_lock.fd)
             if reason == POISON:

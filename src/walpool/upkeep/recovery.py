@@ -95,10 +95,10 @@ class Survey:
     skipped: list[Place] = field(default_factory=list)
 
 
-def survey(directory: Directory, mode: RecoveryMode) -> Survey:
+def survey(directory: Directory, mode: RecoveryMode, *, whole: bool = False) -> Survey:
     """Read from the highest durable LSN in the last segments forward, and decide about each damage.
 
-    Raises CorruptLog where `mode` refuses.
+    With `whole`, from the first segment on: for `repair`. Raises CorruptLog where `mode` refuses.
     """
     segments = list_segments(directory)
     if not segments:
@@ -110,7 +110,7 @@ def survey(directory: Directory, mode: RecoveryMode) -> Survey:
     while back and not newest.sequence and not durable_lsn:
         back -= 1
         durable_lsn = scan_segment(directory, segments[back], segments[back + 1], window).durable_lsn
-    start = max((at for at, first in enumerate(segments) if first <= durable_lsn + 1), default=0)
+    start = 0 if whole else max((at for at, first in enumerate(segments) if first <= durable_lsn + 1), default=0)
     scans = [scan_segment(directory, segments[at], segments[at + 1], window) for at in range(start, len(segments) - 1)]
     scans.append(newest)
     result = Survey(
@@ -144,7 +144,13 @@ def survey(directory: Directory, mode: RecoveryMode) -> Survey:
 
 
 def recover(
-    directory: Directory, mode: RecoveryMode, reason: str, file_mode: int, doubtful_lsn: int | None = None
+    directory: Directory,
+    mode: RecoveryMode,
+    reason: str,
+    file_mode: int,
+    doubtful_lsn: int | None = None,
+    *,
+    whole: bool = False,
 ) -> RecoveryReport:
     """Make the segments and the control block agree, and everything that counts durable.
 
@@ -152,7 +158,7 @@ def recover(
     Raises SyncFailed when the disk still fails; then nothing was lifted and opening again tries again.
     """
     try:
-        return _recover(directory, mode, reason, file_mode, doubtful_lsn)
+        return _recover(directory, mode, reason, file_mode, doubtful_lsn, whole)
     except OSError as error:
         if isinstance(error, WALError):
             raise
@@ -160,14 +166,14 @@ def recover(
 
 
 def _recover(
-    directory: Directory, mode: RecoveryMode, reason: str, file_mode: int, doubtful_lsn: int | None
+    directory: Directory, mode: RecoveryMode, reason: str, file_mode: int, doubtful_lsn: int | None, whole: bool
 ) -> RecoveryReport:
     for name in directory.names():
         if leftover(name):
             directory.unlink(name)
     if doubtful_lsn is not None:
         rewrite(directory, doubtful_lsn, file_mode)
-    found = survey(directory, mode)
+    found = survey(directory, mode, whole=whole)
     totals = last_totals(directory)
     for scan in found.scans:
         if scan.first_lsn < found.next_lsn:
@@ -185,7 +191,10 @@ def _recover(
         next_lsn=active.header.first_lsn,
         last_append_ns=found.last_append_ns,
         entries=active.header.first_lsn - 1,
-        batches=totals.batches + sum(scan.batches for scan in found.scans if scan.first_lsn >= totals.next_lsn),
+        batches=min(
+            totals.batches + sum(scan.batches for scan in found.scans if scan.first_lsn >= totals.next_lsn),
+            active.header.first_lsn - 1,  # a batch has an entry at least, also when entries were cut
+        ),
         bytes=sum(max(0, directory.size_of(segment_name(first)) - HEADER_BYTES) for first in kept),
         max_entry_bytes=max([totals.max_entry_bytes, *(scan.largest_single for scan in found.scans)]),
         last_frame=0,

@@ -1,0 +1,66 @@
+"""Repair: what a recovery of the whole log would do, and doing it.
+
+Holds: nothing is deleted: segments behind a cut move to quarantine/, and no segment changes. A log that a writer has
+open is not repaired.
+"""
+
+import os
+from dataclasses import dataclass
+
+from walpool.errors import LogNotFound
+from walpool.format.names import MAINTENANCE_LOCK, segment_name
+from walpool.options import RecoveryMode, WriterOptions
+from walpool.shared.catalog import list_segments
+from walpool.system.files import Directory
+from walpool.system.locks import maintenance
+from walpool.upkeep.opening import lock_mode, rebuild
+from walpool.upkeep.recovery import Place, RecoveryReport, survey
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """What a repair would do, with this mode."""
+
+    path: str
+    mode: RecoveryMode
+    next_lsn: int  # the log would end before it
+    cut: Place | None
+    intact_behind: int  # intact entries behind the cut
+    skipped: tuple[Place, ...]
+    quarantine: tuple[str, ...]  # segments that would move aside
+
+    @property
+    def needed(self) -> bool:
+        return self.cut is not None or bool(self.skipped)
+
+
+def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
+    """Look, and touch nothing. Raises CorruptLog where `mode` would refuse, LogNotFound."""
+    directory = require_log(path)
+    found = survey(directory, mode, whole=True)
+    behind = [first for first in found.segments if first >= found.next_lsn] if found.cut is not None else []
+    return RepairPlan(
+        path=directory.path,
+        mode=mode,
+        next_lsn=found.next_lsn,
+        cut=found.cut,
+        intact_behind=found.intact_behind,
+        skipped=tuple(found.skipped),
+        quarantine=tuple(segment_name(first) for first in behind),
+    )
+
+
+def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryReport:
+    """Do it, with `options.recovery` as the mode. Raises UnsafeLog while a writer has the log open."""
+    directory = require_log(path)
+    directory.check_ours()
+    with maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+        return rebuild(directory, options, "a repair was asked for", whole=True)
+
+
+def require_log(path: str | os.PathLike[str]) -> Directory:
+    """The directory of a log that is there; a writer would make one. Raises LogNotFound."""
+    directory = Directory(path)
+    if not list_segments(directory):
+        raise LogNotFound(directory.path, "the directory holds no log")
+    return directory

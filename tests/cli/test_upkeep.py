@@ -1,0 +1,79 @@
+"""`walpool repair`, `checkpoint` and `prune`, by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, assert_no_traceback
+from walpool import WALReader, WALWriter
+
+
+@pytest.fixture
+def damaged(log: Path) -> Path:
+    """A log of ten segments with a damaged frame in the third."""
+    with WALWriter(log, size_limit=512) as writer:
+        for number in range(40):
+            writer.put(b"key", b"%050d" % number)
+    third = sorted(log.glob("*.wal"))[2]
+    data = bytearray(third.read_bytes())
+    data[200] ^= 1
+    third.write_bytes(data)
+    return log
+
+
+def test_repair_without_apply_says_what_it_would_do_and_touches_nothing(run: Run, damaged: Path) -> None:
+    before = {path: path.read_bytes() for path in damaged.iterdir() if path.is_file()}
+    ended = run("repair", damaged, "--mode", "point_in_time")
+    assert ended.code == 1
+    assert b"would end the log at LSN" in ended.out
+    assert {path: path.read_bytes() for path in damaged.iterdir() if path.is_file()} == before
+
+
+def test_repair_with_apply_keeps_what_it_cuts(run: Run, damaged: Path) -> None:
+    segments = {path.name: path.read_bytes() for path in damaged.glob("*.wal")}
+    plan = json.loads(run("repair", damaged, "--mode", "point_in_time", "--json").out)
+    assert run("repair", damaged, "--mode", "point_in_time", "--apply").code == 0
+    assert run("verify", damaged).code == 0
+    assert [entry.lsn for entry in WALReader(damaged)] == list(range(1, plan["next_lsn"]))
+    kept = {path.name[:24]: path.read_bytes() for path in (damaged / "quarantine").iterdir()}
+    assert kept == {name: segments[name] for name in plan["quarantine"]}
+    assert run("repair", damaged).code == 0
+
+
+def test_repair_of_a_log_that_is_open_is_refused_in_one_line(run: Run, damaged: Path) -> None:
+    with WALWriter(damaged, size_limit=512):
+        ended = run("repair", damaged, "--mode", "point_in_time", "--apply")
+    assert ended.code == 74
+    assert_no_traceback(ended)
+    assert "still have the log open" in ended.err
+
+
+def test_prune_removes_what_the_checkpoint_covers_and_says_what_is_first(run: Run, log: Path) -> None:
+    with WALWriter(log, size_limit=512) as writer:
+        for number in range(40):
+            writer.put(b"key", b"%050d" % number)
+    assert run("prune", log).code == 0
+    assert WALReader(log).read_entry() is not None
+    assert run("checkpoint", log, "20").out == b"checkpoint at LSN 20\n"
+    assert run("checkpoint", log, "7").out == b"checkpoint at LSN 20\n"
+    first = json.loads(run("prune", log, "--json").out)["first_lsn"]
+    assert 1 < first <= 21
+    assert WALReader(log, start=first).read_all()[0].lsn == first
+    refused = run("cat", log, "--from", "1")
+    assert refused.code == 2
+    assert f"the first available is {first}" in refused.err
+
+
+@pytest.mark.parametrize("command", ["repair", "prune"])
+def test_upkeep_of_what_is_not_there_makes_nothing(run: Run, log: Path, command: str) -> None:
+    assert run(command, log).code == 3
+    assert not log.exists()
+
+
+def test_a_checkpoint_past_the_end_is_refused(run: Run, log: Path) -> None:
+    with WALWriter(log) as writer:
+        writer.put(b"key", b"value")
+    ended = run("checkpoint", log, "2")
+    assert ended.code == 2
+    assert_no_traceback(ended)
