@@ -97,12 +97,19 @@ class File:
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            calls.close(fd)
+        close_descriptor(fd)
 
     def __del__(self) -> None:
-        if self.fd >= 0:
-            self.close()
+        self.close()
+
+
+def close_descriptor(fd: int) -> None:
+    """Let go of a descriptor. It is gone even when the system reports an error; what is on disk, only a sync tells."""
+    try:
+        if fd >= 0:
+            calls.close(fd)
+    except OSError:
+        pass
 
 
 _F_FULLFSYNC = 51  # macOS: fsync alone leaves the bytes in the drive's cache
@@ -152,7 +159,7 @@ class Directory:
             try:
                 return calls.listdir(fd)
             finally:
-                calls.close(fd)
+                close_descriptor(fd)
 
     def open(self, name: str, flags: int = READ, mode: int = 0o600) -> File:
         """Open a file of the log; FileNotFoundError and FileExistsError pass, all else is typed.
@@ -244,12 +251,10 @@ class Directory:
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            calls.close(fd)
+        close_descriptor(fd)
 
     def __del__(self) -> None:
-        if self.fd >= 0:
-            self.close()
+        self.close()
 
 
 def create_directory(path: str | os.PathLike[str], mode: int) -> None:
@@ -279,12 +284,12 @@ def create_directory(path: str | os.PathLike[str], mode: int) -> None:
             if stat.S_IMODE(calls.fstat(fd).st_mode) != bits:
                 calls.fchmod(fd, bits)
         finally:
-            calls.close(fd)
+            close_descriptor(fd)
         fd = calls.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             calls.fsync(fd)
         finally:
-            calls.close(fd)
+            close_descriptor(fd)
 
 
 def is_directory(path: str | os.PathLike[str]) -> bool:

@@ -44,8 +44,9 @@ class Coordinator:
         with self._lock:
             self._again = True
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="walpool-coordinator", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="walpool-coordinator", daemon=True)
+                thread.start()
+                self._thread = thread  # only now: an interrupt must not leave one here that never started
 
     def _run(self) -> None:
         while True:

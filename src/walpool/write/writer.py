@@ -295,10 +295,12 @@ class WALWriter:
         with self._opening:
             opened, self._log = self._log, None
             if opened is not None:
-                self._coordinator.close()
-                self._committer.close()
-                self._appender.close()
-                opened.close()
+                try:
+                    self._coordinator.close()
+                    self._committer.close()
+                    self._appender.close()
+                finally:
+                    opened.close()
 
     def after_fork(self) -> None:
         """In a forked child: close the parent's descriptors (an unlock would free its lock) and start over."""
