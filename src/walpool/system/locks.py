@@ -27,6 +27,7 @@ from walpool.errors import LogBusy
 from walpool.system.calls import calls
 from walpool.system.files import Directory, File, typed_error
 
+A_YEAR_S = 365 * 86400.0
 LOCK_EX = fcntl.LOCK_EX
 LOCK_SH = fcntl.LOCK_SH
 LOCK_UN = fcntl.LOCK_UN
@@ -183,15 +184,16 @@ def maintenance(directory: Directory, name: str, timeout_s: float | None, mode: 
     directory.open_or_create(name, mode).close()  # refuses a symlink or a FIFO in its place before filelock opens it
     lock = filelock.FileLock(directory.join(name), fallback_to_soft=False, is_singleton=False, mode=mode)
     try:
-        lock.acquire(timeout=-1 if timeout_s is None else timeout_s, poll_interval=0.005)
-    except filelock.Timeout:
-        raise LogBusy(f"{directory.join(name)}: another process held the lock for {timeout_s} s") from None
-    except OSError as error:
-        raise typed_error(error, directory.join(name)) from error
-    try:
+        try:
+            # Never for ever: then filelock consults a list of held locks first, which an interrupt can leave stale.
+            lock.acquire(timeout=A_YEAR_S if timeout_s is None else timeout_s, poll_interval=0.005)
+        except filelock.Timeout:
+            raise LogBusy(f"{directory.join(name)}: another process held the lock for {timeout_s} s") from None
+        except OSError as error:
+            raise typed_error(error, directory.join(name)) from error
         yield
     finally:
-        lock.release()
+        lock.release(force=True)  # also when an interrupt came before we knew that we had it
 
 
 class Forkable(Protocol):
