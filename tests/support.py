@@ -307,6 +307,7 @@ class Ledger:
     """A file of acknowledgements that survives its writer's death."""
 
     _ACK = struct.Struct("<5Q")
+    ACK_BYTES = _ACK.size
 
     def __init__(self, folder: Path, author: str) -> None:
         folder.mkdir(exist_ok=True)

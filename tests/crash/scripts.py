@@ -77,10 +77,14 @@ def of_another_boot(log: Path, tell: Tell) -> None:
 
 
 def with_a_torn_tail(log: Path, tell: Tell) -> None:
-    of_another_boot(log, tell)
-    last = max(log.glob("*.wal"))
-    with last.open("ab") as file:
-        file.write(last.read_bytes()[64:100])
+    append_in_every_way(log, "before", tell)
+    with WALWriter(log) as writer:
+        tail = writer.size
+    (log / "control").unlink()
+    with max(log.glob("*.wal")).open("r+b") as file:
+        frame = file.read()[64:100]
+        file.seek(tail)
+        file.write(frame)
 
 
 def with_a_torn_header(log: Path, tell: Tell) -> None:

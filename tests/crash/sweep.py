@@ -133,7 +133,7 @@ class Sweep:
         if pid == 0:
             os.close(read_end)
             counter = DieAtLine(point.n) if point.what == "line" else DieAtCall(point.n, point.moment)
-            _in_child(lambda: _run_with(counter, lambda: self._script(log, author, teller(write_end))))
+            in_child(lambda: _run_with(counter, lambda: self._script(log, author, teller(write_end))))
         os.close(write_end)
         told = b""
         try:
@@ -141,7 +141,7 @@ class Sweep:
                 ready, _, _ = select.select([read_end], [], [], PATIENCE_S)
                 if not ready:
                     os.kill(pid, signal.SIGKILL)
-                    _reap(pid)
+                    reap(pid)
                     raise AssertionError(f"it hung instead, after {len(told) // ANSWER.size} answers")
                 data = os.read(read_end, 1 << 16)
                 if not data:
@@ -151,7 +151,7 @@ class Sweep:
             os.close(read_end)
         answers = [Ack(*fields) for fields in ANSWER.iter_unpack(told)]
         ended = bool(answers) and answers[-1].op == END
-        return _reap(pid), answers[:-1] if ended else answers, ended
+        return reap(pid), answers[:-1] if ended else answers, ended
 
     def end(self) -> Tally:
         self.survivor.end()
@@ -170,7 +170,7 @@ def _run_with(counter: DieAtLine | DieAtCall, run: Callable[[], None]) -> None:
             counter.stop()
 
 
-def _in_child(run: Callable[[], None]) -> None:
+def in_child(run: Callable[[], None]) -> None:
     code = 1
     try:
         run()
@@ -182,7 +182,7 @@ def _in_child(run: Callable[[], None]) -> None:
         os._exit(code)
 
 
-def _reap(pid: int) -> int:
+def reap(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -194,7 +194,7 @@ class Survivor:
         self._pid = os.fork()
         if self._pid == 0:
             self._connection.close()
-            _in_child(lambda: _survive(theirs))
+            in_child(lambda: _survive(theirs))
         theirs.close()
 
     def ask(self, what: str, *args: Any) -> None:
@@ -205,7 +205,7 @@ class Survivor:
 
     def end(self) -> None:
         self._connection.send(None)
-        assert _reap(self._pid) == 0
+        assert reap(self._pid) == 0
 
 
 def _survive(connection: Connection) -> None:

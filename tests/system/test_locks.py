@@ -15,7 +15,7 @@ from tests.support import Channel, Start, run_threads, until, waits_for_flock
 from walpool import IOFailed, LogBusy, UnsafeLog
 from walpool.system.calls import calls
 from walpool.system.files import CREATE, WRITE, Directory, File
-from walpool.system.locks import LOCK_EX, ByteLocks, maintenance, mutex, try_lock, unlock, waiter
+from walpool.system.locks import LOCK_EX, ByteLocks, Maintenance, mutex, try_lock, unlock, waiter
 
 
 @pytest.fixture
@@ -166,24 +166,24 @@ def test_a_process_waits_in_the_kernel(child: Start, files: list[File], tmp_path
 
 
 def test_maintenance_is_one_at_a_time(directory: Directory) -> None:
-    with maintenance(directory, "maintenance.lock", None, 0o600):
+    with Maintenance(directory, "maintenance.lock", None, 0o600):
         busy: list[bool] = []
 
         def try_it() -> None:
-            with pytest.raises(LogBusy), maintenance(directory, "maintenance.lock", 0.02, 0o600):
+            with pytest.raises(LogBusy), Maintenance(directory, "maintenance.lock", 0.02, 0o600):
                 pass
             busy.append(True)
 
         run_threads(try_it)
         assert busy == [True]
-    with maintenance(directory, "maintenance.lock", 0, 0o600):
+    with Maintenance(directory, "maintenance.lock", 0, 0o600):
         pass
 
 
 def test_maintenance_is_over_when_its_block_raises(directory: Directory) -> None:
-    with pytest.raises(ZeroDivisionError), maintenance(directory, "maintenance.lock", None, 0o600):
+    with pytest.raises(ZeroDivisionError), Maintenance(directory, "maintenance.lock", None, 0o600):
         raise ZeroDivisionError
-    with maintenance(directory, "maintenance.lock", 0, 0o600):
+    with Maintenance(directory, "maintenance.lock", 0, 0o600):
         pass
 
 
@@ -196,7 +196,7 @@ def test_maintenance_refuses_what_was_planted(directory: Directory, tmp_path: Pa
         os.mkfifo(path)
     else:
         path.mkdir()
-    with pytest.raises(UnsafeLog), maintenance(directory, "maintenance.lock", 1, 0o600):
+    with pytest.raises(UnsafeLog), Maintenance(directory, "maintenance.lock", 1, 0o600):
         pass
     assert not (tmp_path / "elsewhere").exists()
 

@@ -2,7 +2,7 @@
 
 `flock` on a descriptor that stays open is the hot path's lock (1.0 us a pair; filelock 65-100 us, and it waits by
 sleeping). `ByteLocks` are open-file-description locks on single bytes: byte n held means that the owner of writer
-slot n is alive. `maintenance` is a filelock for what is rare.
+slot n is alive. `Maintenance` is a filelock for what is rare.
 
 Holds: a descriptor that carries a lock is closed, never unlocked, in a forked child: an unlock there would free
 the parent's lock.
@@ -16,7 +16,6 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 from weakref import WeakSet
@@ -27,7 +26,7 @@ from walpool.errors import LogBusy
 from walpool.system.calls import calls
 from walpool.system.files import Directory, File, typed_error
 
-A_YEAR_S = 365 * 86400.0
+MAINTENANCE_POLL_S = 0.005
 LOCK_EX = fcntl.LOCK_EX
 LOCK_SH = fcntl.LOCK_SH
 LOCK_UN = fcntl.LOCK_UN
@@ -178,24 +177,6 @@ class ByteLocks:
             ranges.append((end, high))
 
 
-@contextmanager
-def maintenance(directory: Directory, name: str, timeout_s: float | None, mode: int) -> Iterator[None]:
-    """The lock around create, recover, prune and repair. Built when used, never kept: filelock and fork do not mix."""
-    directory.open_or_create(name, mode).close()  # refuses a symlink or a FIFO in its place before filelock opens it
-    lock = filelock.FileLock(directory.join(name), fallback_to_soft=False, is_singleton=False, mode=mode)
-    try:
-        try:
-            # Never for ever: then filelock consults a list of held locks first, which an interrupt can leave stale.
-            lock.acquire(timeout=A_YEAR_S if timeout_s is None else timeout_s, poll_interval=0.005)
-        except filelock.Timeout:
-            raise LogBusy(f"{directory.join(name)}: another process held the lock for {timeout_s} s") from None
-        except OSError as error:
-            raise typed_error(error, directory.join(name)) from error
-        yield
-    finally:
-        lock.release(force=True)  # also when an interrupt came before we knew that we had it
-
-
 class Forkable(Protocol):
     def after_fork(self) -> None:
         """Runs in a forked child: close inherited descriptors without unlocking, and mark yourself stale."""
@@ -215,3 +196,36 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+class Maintenance:
+    """The lock around create, recover, prune and repair, of filelock, on a descriptor of our own.
+
+    Built when used. filelock's lock objects open files by path, and keep a list of held locks that an interrupt in
+    their acquire leaves stale; a descriptor that we opened safely is ours to close, whatever came.
+    """
+
+    def __init__(self, directory: Directory, name: str, timeout_s: float | None, mode: int) -> None:
+        self._file = directory.open_or_create(name, mode)
+        self._timeout_s = timeout_s
+        reopen_after_fork(self)
+
+    def __enter__(self) -> None:
+        try:
+            deadline = None if self._timeout_s is None else calls.monotonic() + self._timeout_s
+            while not filelock.lock_descriptor(self._file.fd, blocking=False):
+                if deadline is not None and calls.monotonic() >= deadline:
+                    raise LogBusy(f"{self._file.path}: another process held the lock for {self._timeout_s} s")
+                calls.sleep(MAINTENANCE_POLL_S)
+        except OSError as error:
+            self._file.close()
+            raise typed_error(error, self._file.path) from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()  # frees the lock: no other descriptor shares it
+
+    def after_fork(self) -> None:
+        self._file.close()

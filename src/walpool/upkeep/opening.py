@@ -31,7 +31,7 @@ from walpool.shared.control import (
 from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
 from walpool.system.files import WRITE, Directory, File, create_directory, typed_error
-from walpool.system.locks import LOCK_EX, maintenance, unlock, waiter
+from walpool.system.locks import LOCK_EX, Maintenance, unlock, waiter
 from walpool.upkeep.recovery import RecoveryReport, recover
 
 POISON = "a sync failed"
@@ -88,7 +88,7 @@ def _open_log(path: str, options: WriterOptions) -> OpenLog:
     opened = _attach(directory, options)
     if isinstance(opened, OpenLog):
         return opened
-    with maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+    with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
         opened = _attach(directory, options)  # another process may have done it while we waited
         if isinstance(opened, OpenLog):
             return opened

@@ -12,7 +12,7 @@ from walpool.format.names import MAINTENANCE_LOCK, segment_name
 from walpool.options import RecoveryMode, WriterOptions
 from walpool.shared.catalog import list_segments
 from walpool.system.files import Directory
-from walpool.system.locks import maintenance
+from walpool.system.locks import Maintenance
 from walpool.upkeep.opening import lock_mode, rebuild
 from walpool.upkeep.recovery import Place, RecoveryReport, survey
 
@@ -54,7 +54,7 @@ def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryRepo
     """Do it, with `options.recovery` as the mode. Raises UnsafeLog while a writer has the log open."""
     directory = require_log(path)
     directory.check_ours()
-    with maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+    with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
         return rebuild(directory, options, "a repair was asked for", whole=True)
 
 

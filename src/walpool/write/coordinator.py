@@ -15,7 +15,7 @@ from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
 from walpool.shared.slots import MAX_SLOTS
-from walpool.system.locks import ByteLocks, maintenance
+from walpool.system.locks import ByteLocks, Maintenance
 from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import prepare, trim
 from walpool.upkeep.retention import prune
@@ -76,7 +76,7 @@ class Coordinator:
         self._trim(sealed_lsn + 1)
         if options.retention is not None:
             try:
-                with maintenance(directory, MAINTENANCE_LOCK, 0, lock_mode(options)):
+                with Maintenance(directory, MAINTENANCE_LOCK, 0, lock_mode(options)):
                     prune(directory, self._log.control.state(), options.retention)
             except LogBusy:
                 pass  # somebody creates, recovers or prunes; the next rotation comes

@@ -22,7 +22,7 @@ from walpool.shared.counters import counters_of
 from walpool.shared.metrics import WALMetrics
 from walpool.system.clock import time_ns
 from walpool.system.files import typed_error, typed_errors
-from walpool.system.locks import maintenance, reopen_after_fork
+from walpool.system.locks import Maintenance, reopen_after_fork
 from walpool.upkeep.checkpoint import state_checkpoint
 from walpool.upkeep.opening import OpenLog, lock_mode, open_log
 from walpool.upkeep.recovery import RecoveryReport
@@ -54,6 +54,9 @@ class WALWriter:
     Raises UnsafeLog, LogBusy, LogFull, CorruptLog, UnsupportedVersion.
     """
 
+    _closed = True  # until it is open: __del__ runs for a half-made object too
+    _log: OpenLog | None = None
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -70,8 +73,6 @@ class WALWriter:
         sync_interval_s: float | None = None,
         retention: Retention | None = None,
     ) -> None:
-        self._closed = True  # until it is open: __del__ runs for a half-made object too
-        self._log: OpenLog | None = None
         place = os.path.abspath(os.fspath(path))
         if not isinstance(place, str):
             raise TypeError("path must be str or os.PathLike[str]")
@@ -246,7 +247,7 @@ class WALWriter:
         """Apply this writer's retention rules (without any: the checkpoint) now instead of in the background."""
         self._reopen()
         assert self._log is not None
-        with maintenance(self._log.directory, MAINTENANCE_LOCK, self._options.lock_timeout, lock_mode(self._options)):
+        with Maintenance(self._log.directory, MAINTENANCE_LOCK, self._options.lock_timeout, lock_mode(self._options)):
             return prune(self._log.directory, self._log.control.state(), self._options.retention or Retention())
 
     @property
