@@ -54,7 +54,14 @@ ROWS = [
     Row(
         "put-lmdb", "put, one process, NORMAL", "put", "put-lmdb", "LMDB, no sync, writemap, a transaction a put", 0.45
     ),
-    Row("put-lmdb-files", "put, one process, NORMAL", "put", "put-lmdb-files", "LMDB, no sync, a transaction a put"),
+    Row(
+        "put-lmdb-files",
+        "put, one process, NORMAL",
+        "put",
+        "put-lmdb-files",
+        "LMDB, no sync, a transaction a put",
+        0.45,
+    ),
     Row("put-sqlite", "put, one process, NORMAL", "put", "put-sqlite", "SQLite WAL, synchronous=OFF", 4.0),
     Row("put-plain", "put, one process, NORMAL", "put", "put-plain", "plain O_APPEND write of 116 bytes"),
     Row("batch", "append_batch of 1,000 entries", "batch", least_rate=2.5e6),

@@ -17,7 +17,7 @@ from tests.format import layout
 from tests.read.logs import Span, contents, copy_of, entries, entry_of, fill, make, read, segment_files, spans, written
 from walpool import CorruptLog, RecoveryMode, WALEntry, WALReader, WALWriter
 
-COUNT = 15
+COUNT = 12
 ALL = entries(1, COUNT + 1)
 TOLERATE, STRICT = RecoveryMode.TOLERATE_TAIL, RecoveryMode.STRICT
 POINT, SALVAGE = RecoveryMode.POINT_IN_TIME, RecoveryMode.SALVAGE
@@ -27,7 +27,7 @@ POINT, SALVAGE = RecoveryMode.POINT_IN_TIME, RecoveryMode.SALVAGE
 def original(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """File name to bytes of each segment, as a writer wrote them."""
     place = tmp_path_factory.mktemp("original")
-    assert make(place / "log", COUNT, size_limit=330) == ALL
+    assert make(place / "log", COUNT, size_limit=300) == ALL
     files = {file.name: written(file) for file in segment_files(place / "log")}
     assert len(files) >= 4
     assert max(span.next_lsn - span.first_lsn for span in spans(files)) == 3

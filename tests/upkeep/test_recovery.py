@@ -17,7 +17,7 @@ from walpool import LogNotFound, RecoveryMode, SyncFailed, UnsafeLog, WALEntry, 
 from walpool.system.calls import calls
 from walpool.upkeep.verify import verify
 
-COUNT = 20
+COUNT = 14
 Build = Callable[[Path], None]
 
 

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from functools import lru_cache
+from itertools import repeat
 from time import time_ns  # the one call outside `system`: the default of WALEntry.timestamp, and it cannot fail
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ _TIMESTAMP = struct.Struct("<Q")
 ENTRY_BYTES = 16
 assert ENTRY.size == ENTRY_BYTES
 
+COLUMNS_FROM = 8  # entries; for fewer the columns cost more than they save
 MAX_KEY_BYTES = 1 << 20
 MAX_VALUE_BYTES = 10 << 20
 _KEY_MASK = (1 << 28) - 1
@@ -132,8 +134,8 @@ def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
     parts: list[Any] = []
     add = parts.append
     pack = ENTRY.pack
+    put, delete = Operation.PUT, Operation.DELETE
     largest = 0
-    count = 0
     try:
         for operation, key, value, timestamp, _ in entries:
             if type(key) is not bytes or type(value) is not bytes:
@@ -146,19 +148,24 @@ def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
                 if key_bytes > MAX_KEY_BYTES or value_bytes > MAX_VALUE_BYTES:
                     check_sizes(key_bytes, value_bytes)
                 largest = size
-            if operation != 1 and operation != 2:
+            if operation is put:  # identity: arithmetic with an IntEnum takes 0.06 us
+                bits = key_bytes | PUT_BITS
+            elif operation is delete:
+                bits = key_bytes | DELETE_BITS
+            elif operation in (put, delete):
+                bits = key_bytes | int(operation) << 28
+            else:
                 raise ValueError(f"operation must be Operation.PUT or Operation.DELETE, not {operation!r}")
-            add(pack(key_bytes | operation << 28, value_bytes, timestamp))
+            add(pack(bits, value_bytes, timestamp))
             add(key)
             add(value)
-            count += 1
     except struct.error:
         raise _bad_timestamp(timestamp) from None
     except (TypeError, ValueError) as error:
         if isinstance(error, ValueError) and "values to unpack" not in str(error):
             raise
-        raise TypeError(f"entry {count} of the batch: {error}; a batch takes WALEntry objects") from None
-    return b"".join(parts), count, largest + ENTRY_BYTES
+        raise TypeError(f"entry {len(parts) // 3} of the batch: {error}; a batch takes WALEntry objects") from None
+    return b"".join(parts), len(parts) // 3, largest + ENTRY_BYTES
 
 
 @lru_cache(maxsize=4096)
@@ -183,9 +190,14 @@ def decode_body(
     Keys and values are bytes, or, with `views`, slices of `data`. Raises BodyError when lengths do not add up:
     with a checksum that matched, that is a writer's bug or forged bytes.
 
-    Entries of one batch mostly have one shape, so one unpack takes timestamp, key and value out of the buffer: 0.51 us
-    an entry of 116 bytes, against 0.63 for unpacking the lengths and slicing (tools/bench.py watches it as read).
+    Entries of one batch often have one shape. Then all of them are taken out of the buffer by columns: 0.32 us an entry
+    of 116 bytes; else one unpack an entry takes timestamp, key and value: 0.49, against 0.63 for slicing
+    (tools/bench.py watches it as read).
     """
+    if count >= COLUMNS_FROM and not views:
+        uniform = _decode_columns(data, start, end, count, first_lsn)
+        if uniform is not None:
+            return uniform
     entries: list[WALEntry] = []
     add = entries.append
     new = tuple.__new__
@@ -213,6 +225,28 @@ def decode_body(
     if at != end:
         raise BodyError(f"{end - at} bytes are left over after the frame's last entry")
     return entries
+
+
+def _decode_columns(data: Bytes, start: int, end: int, count: int, first_lsn: int) -> list[WALEntry] | None:
+    """The entries, if all of them have the lengths of the first."""
+    if end - start < ENTRY_BYTES:
+        return None
+    (lengths,) = _LENGTHS.unpack_from(data, start)
+    try:
+        _, size, operation = _shape(lengths)
+    except BodyError:
+        return None  # the way of one by one says which entry it is
+    if size * count != end - start:
+        return None
+    key_bytes = lengths & _KEY_MASK
+    rows = struct.iter_unpack(f"<Q Q {key_bytes}s {lengths >> 32}s", memoryview(data)[start:end])
+    found, timestamps, keys, values = zip(*rows, strict=True)
+    if found.count(lengths) != count:
+        return None
+    lsns = range(first_lsn, first_lsn + count)
+    return list(
+        map(tuple.__new__, repeat(WALEntry), zip(repeat(operation), keys, values, timestamps, lsns, strict=False))
+    )
 
 
 class BodyError(CorruptLog):
