@@ -143,9 +143,9 @@ class Appender:
                 )  # fmt: skip
                 words[COMMIT] = commit + 1  # last: this one store publishes all of it
                 self.last_body = body  # no signal handler runs between these two stores
-                return next_lsn
             finally:
                 self._unlock(self._lock_fd, LOCK_UN)
+        return next_lsn
 
     def rotate(self) -> bool:
         """Seal the active segment now; False when nothing is in it."""

@@ -37,7 +37,7 @@ log = logging.getLogger("walpool")
 
 LOOK_AGAIN_S = 20e-6  # a waiter's sleep between two looks at the durable LSN, once the sync should be over
 TRY_ANYWAY = 16  # looks after which a waiter tries to lead though a leader seems to be at work: it may be dead
-GATHER_NS = 100_000  # the most a leader waits for as many batches as the last sync covered
+GATHER_NS = 50_000  # the most a leader waits for as many batches as the last sync covered
 LONGEST_NS = 20_000_000  # a sync of many bytes says nothing about the next one
 
 
