@@ -165,7 +165,7 @@ def _wait_process(process: Any, timeout: float) -> int | None:
     code = process.exitcode
     if code is not None:
         process.close()
-    return code  # type: ignore[no-any-return]
+    return code
 
 
 @contextmanager

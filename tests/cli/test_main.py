@@ -18,7 +18,7 @@ def test_help_names_every_command(run: Run) -> None:
     ended = run("--help")
     assert ended.code == 0
     for command in COMMANDS:
-        assert f"    {command} " in ended.text
+        assert f"\n    {command}" in ended.text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -41,7 +41,7 @@ class Case:
         for mode, steps in with_writer:
             writer = self.open(mode)
             for step in steps:
-                if self.attempt(lambda step=step, writer=writer: step(writer)) is SyncFailed:  # type: ignore[misc]
+                if self.attempt(lambda step=step, writer=writer: step(writer)) is SyncFailed:
                     self.attempt(writer.close)
                     writer = self.open(mode)  # which recovers
             self.attempt(writer.close)

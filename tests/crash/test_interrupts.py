@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -73,7 +73,7 @@ class Locks:
         import fcntl
 
         for name, fd in self._fds.items():
-            until(lambda fd=fd: try_lock(fd), f"{name} is free")  # type: ignore[misc]
+            until(lambda fd=fd: try_lock(fd), f"{name} is free")
             fcntl.flock(fd, LOCK_UN)
 
 
@@ -91,7 +91,7 @@ def hammer(channel: Channel, log: Path, mode: SyncMode, seed: int, wanted: int) 
             op += 1
             told.clear()
             before = alarm.delivered
-            undisturbed = alarm.run(lambda op=op: told.append(append_op(writer, "w", op)))  # type: ignore[misc]
+            undisturbed = alarm.run(lambda op=op: told.append(append_op(writer, "w", op)))
             if told:
                 acks.append(Ack(op, told[0].start, told[0].stop))
             else:
@@ -154,7 +154,7 @@ def hammer_buffered(channel: Channel, log: Path, seed: int, wanted: int) -> tupl
             op += 1
             entry = WALEntry.put(b"%d" % op, b"x" * 20, 1)
             done: list[bool] = []
-            alarm.run(lambda entry=entry, done=done: (writer.append(entry), done.append(True)))  # type: ignore[misc]
+            alarm.run(lambda entry=entry, done=done: (writer.append(entry), done.append(True)))
             (sure if done else in_doubt).append(op)
             if op % 9 == 0:
                 alarm.run(writer.sync)
@@ -194,7 +194,7 @@ def open_and_close(channel: Channel, log: Path, seed: int, wanted: int) -> tuple
             with suppress(FileNotFoundError):
                 (log / "control").unlink()
         told: list[range] = []
-        alarm.run(lambda op=op, told=told: once(op, told))  # type: ignore[misc]
+        alarm.run(lambda op=op, told=told: once(op, told))
         if told:
             acks.append(Ack(op, told[0].start, told[0].stop))
         else:
@@ -228,9 +228,8 @@ def interrupt_each_batch_source(channel: Channel, log: Path) -> int:
     with WALWriter(log, size_limit=LIMIT) as writer:
         for count in range(50):
 
-            def entries(count: int = count) -> list[WALEntry]:
-                for entry in entries_of("x", 6)[: count % 4]:
-                    yield entry
+            def entries(count: int = count) -> Iterator[WALEntry]:
+                yield from entries_of("x", 6)[: count % 4]
                 raise MemoryError
 
             with suppress(MemoryError, WALError):

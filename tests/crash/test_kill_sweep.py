@@ -17,7 +17,7 @@ def tally(child: Child) -> sweep.Tally:
         if kind == "result":
             assert child.died() == 0
             print(value)
-            return value  # type: ignore[no-any-return]
+            return value
 
 
 def test_death_at_every_call_of_an_append_beside_a_living_writer(child: Start, memory: Path) -> None:

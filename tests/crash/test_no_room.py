@@ -38,9 +38,9 @@ def fill_file_size_limit(channel: Channel, log: Path) -> None:
             assert again == op, "it is refused as long as there is no room"
         judge(read_log(log), {"w": acks})
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        for op in range(op, op + 50):
-            lsns = append_op(writer, "w", op)
-            acks.append(Ack(op, lsns.start, lsns.stop))
+        for later in range(op, op + 50):
+            lsns = append_op(writer, "w", later)
+            acks.append(Ack(later, lsns.start, lsns.stop))
         writer.sync()
     judge(read_log(log), {"w": acks})
 

@@ -171,6 +171,11 @@ def test_an_idle_forked_child_does_not_keep_its_killed_parents_lock_or_slot(chil
     assert workers.keys(log) == [b"before", b"mine"]
 
 
+def put_fifty(writer: WALWriter, name: bytes) -> None:
+    for n in range(50):
+        writer.put(b"%b/%d" % (name, n), b"x" * 50)
+
+
 def use_one_writer_on_both_sides(channel: Channel, log: Path, mode: SyncMode) -> None:
     writer = WALWriter(log, mode, 2_000)
     writer.put(b"parent/0", b"x" * 50)
@@ -180,12 +185,8 @@ def use_one_writer_on_both_sides(channel: Channel, log: Path, mode: SyncMode) ->
         if pid == 0:
             code = 1
             try:
-                run_threads(
-                    *[
-                        lambda t=t: [writer.put(b"child%d.%d/%d" % (number, t, n), b"x" * 50) for n in range(50)]
-                        for t in range(2)
-                    ]
-                )
+                names = [b"child%d.%d" % (number, thread) for thread in range(2)]
+                run_threads(*[lambda name=name: put_fifty(writer, name) for name in names])
                 writer.close()
                 code = 0
             finally:

@@ -281,7 +281,7 @@ def test_a_directory_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
 def test_threads_make_the_same_directory_and_its_parents_at_once(tmp_path: Path) -> None:
     for number in range(20):
         place = tmp_path / str(number) / "a" / "b"
-        run_threads(*[lambda place=place: create_directory(place, 0o600) for _ in range(4)])  # type: ignore[misc]
+        run_threads(*[lambda place=place: create_directory(place, 0o600) for _ in range(4)])
         assert place.is_dir()
 
 

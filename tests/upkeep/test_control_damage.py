@@ -169,7 +169,7 @@ WORDS = [*range(13), COMMIT, INTENT, *range(24, 32), *range(32, 43), *range(48, 
 
 def test_a_flipped_byte_in_any_word_loses_nothing(tmp_path: Path) -> None:
     cases = [
-        (f"byte {at} of word {word} inverted", flipping(word * WORD + at, 0xFF)) for word in WORDS for at in (0, 3, 7)
+        (f"byte {at} of word {word} inverted", flipping(word * WORD + at, 0xFF)) for word in WORDS for at in (0, 7)
     ]
     assert_each_loses_nothing(tmp_path, cases, COUNT)
 

@@ -138,7 +138,7 @@ def test_a_timestamp_that_does_not_fit_is_refused(writer: WALWriter, timestamp: 
 def test_an_unknown_operation_is_refused(writer: WALWriter) -> None:
     for operation in (0, 3, 16):
         with pytest.raises(ValueError):
-            writer.append(WALEntry(operation, b"k", b"v", 1))  # type: ignore[arg-type]
+            writer.append(WALEntry(operation, b"k", b"v", 1))
     assert writer.put(b"k", b"v") == 1
 
 
@@ -293,7 +293,7 @@ def test_a_path_that_is_no_path_is_a_type_error(path: Any) -> None:
 
 def test_a_sync_mode_that_is_none_of_ours_is_refused(log: Path) -> None:
     with pytest.raises(ValueError):
-        WALWriter(log, "fast")  # type: ignore[arg-type]
+        WALWriter(log, "fast")
     assert not log.exists()
     with WALWriter(log, SyncMode("full")) as writer:
         assert writer.put(b"k", b"v") == 1

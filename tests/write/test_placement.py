@@ -233,12 +233,16 @@ def test_a_directory_that_anyone_can_write_to_is_refused(log: Path) -> None:
     assert list(log.iterdir()) == []
 
 
-def try_as_nobody(channel: Channel, log: Path) -> WALError | None:
-    """What another user than root gets. When not started as root, this process is such a user already."""
+def become_nobody() -> None:
+    """Another user than root. When not started as root, this process is such a user already."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
+
+
+def try_as_nobody(channel: Channel, log: Path) -> WALError | None:
+    become_nobody()
     try:
         with WALWriter(log) as writer:
             writer.put(b"k", b"v")
@@ -274,6 +278,26 @@ def test_a_user_without_privileges_has_a_log(child: Start, open_place: Path) -> 
     open_place.chmod(0o777 | stat.S_ISVTX)
     assert child(try_as_nobody, open_place / "a" / "events.wal").result() is None
     assert stat.S_IMODE((open_place / "a" / "events.wal").stat().st_mode) == 0o700
+
+
+def recover_as_nobody(channel: Channel, log: Path) -> None:
+    become_nobody()
+    os.umask(0o777)
+    with WALWriter(log) as writer:
+        writer.put(b"k", b"v")
+    (log / "control").unlink()
+    with open(os.open(log / SECOND, os.O_WRONLY | os.O_CREAT), "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(b"half a header")
+    with WALWriter(log) as writer:
+        assert writer.put(b"k", b"v") == 2
+        assert writer.recovery_report is not None and len(writer.recovery_report.quarantined) == 1
+
+
+def test_a_recovery_under_any_umask_can_move_segments_aside(child: Start, open_place: Path) -> None:
+    open_place.chmod(0o777 | stat.S_ISVTX)
+    child(recover_as_nobody, open_place / "events.wal").result()
+    assert set(modes(open_place / "events.wal").values()) == {0o600, 0o700}
 
 
 @pytest.mark.parametrize("name", [*NAMES, FIRST])

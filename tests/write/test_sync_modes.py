@@ -14,7 +14,6 @@ from tests.support import Channel, Start, read_log, run_threads, until
 from walpool import LogFull, SyncFailed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
 from walpool.system.calls import calls
 
-
 FOR_EVER = 3600.0  # seconds that buffered entries linger, where nothing but the test is to append them
 
 
@@ -306,7 +305,7 @@ def test_with_a_sync_interval_what_is_appended_becomes_durable_without_a_call(lo
     with WALWriter(log, sync_interval_s=0.01) as writer:
         for lsn in range(1, 4):
             writer.put(b"k", b"v")
-            until(lambda lsn=lsn: durable_lsn(log) == lsn, f"LSN {lsn} is durable")  # type: ignore[misc]
+            until(lambda lsn=lsn: durable_lsn(log) == lsn, f"LSN {lsn} is durable")
 
 
 def test_with_a_sync_interval_all_is_durable_when_the_writer_is_closed(log: Path) -> None:

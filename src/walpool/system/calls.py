@@ -21,6 +21,7 @@ class Calls:
         self.rename = os.rename
         self.unlink = os.unlink
         self.link = os.link
+        self.chmod = os.chmod
         self.fchmod = os.fchmod
         self.ftruncate = os.ftruncate
         self.pwrite = os.pwrite

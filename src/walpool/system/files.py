@@ -234,6 +234,7 @@ class Directory:
         try:
             with typed_errors(self.join(name)):
                 calls.mkdir(name, 0o700, dir_fd=self.fd)
+                calls.chmod(name, 0o700, dir_fd=self.fd)  # whatever the umask
         except (FileExistsError, IOFailed) as error:
             if error.errno != errno.EEXIST:
                 raise

@@ -133,6 +133,12 @@ class WALWriter:
                 self._counters.add(files_opened=1)
             return self._appender
 
+    @property
+    def _opened(self) -> OpenLog:
+        self._reopen()
+        assert self._log is not None
+        return self._log
+
     # Appending
 
     def append(self, entry: WALEntry) -> int | None:
@@ -232,8 +238,7 @@ class WALWriter:
         self._reopen()
         if self._buffer is not None:
             self._buffer.flush()
-        assert self._log is not None
-        return self._committer.settle(self._log.control.state().next_lsn - 1)
+        return self._committer.settle(self._opened.control.state().next_lsn - 1)
 
     def rotate(self) -> None:
         """Seal the active segment now and start the next; nothing to do when it is empty."""
@@ -250,16 +255,13 @@ class WALWriter:
 
         A checkpoint never goes back: a lower `lsn` changes nothing. Raises ValueError for an LSN that is not appended.
         """
-        self._reopen()
-        assert self._log is not None
-        return state_checkpoint(self._log, lsn, self._options)
+        return state_checkpoint(self._opened, lsn, self._options)
 
     def prune(self) -> PruneReport:
         """Apply this writer's retention rules (without any: the checkpoint) now instead of in the background."""
-        self._reopen()
-        assert self._log is not None
-        with Maintenance(self._log.directory, MAINTENANCE_LOCK, self._options.lock_timeout, lock_mode(self._options)):
-            return prune(self._log.directory, self._log.control.state(), self._options.retention or Retention())
+        log, options = self._opened, self._options
+        with Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+            return prune(log.directory, log.control.state(), options.retention or Retention())
 
     @property
     def path(self) -> str:
@@ -269,16 +271,12 @@ class WALWriter:
     @property
     def size(self) -> int:
         """Bytes in the active segment, header included."""
-        self._reopen()
-        assert self._log is not None
-        return self._log.control.state().tail
+        return self._opened.control.state().tail
 
     @property
     def metrics(self) -> WALMetrics:
         """The log's figures; valid until this writer is closed."""
-        self._reopen()
-        assert self._log is not None
-        return WALMetrics(self._log.directory, self._log.control, self._counters, owned=False)
+        return WALMetrics(self._opened.directory, self._opened.control, self._counters, owned=False)
 
     @property
     def recovery_report(self) -> RecoveryReport | None:
