@@ -268,24 +268,17 @@ def create_directory(path: str | os.PathLike[str], mode: int) -> None:
     bits = mode | (mode & 0o444) >> 2
     with typed_errors(place):
         try:
-            calls.mkdir(place, bits)
-        except FileExistsError:
-            return
-        except FileNotFoundError:
-            try:
-                os.makedirs(parent, exist_ok=True)
-            except FileExistsError:
-                raise UnsafeLog(parent, "refused: not a directory") from None
             try:
                 calls.mkdir(place, bits)
-            except FileExistsError:
-                return
-        fd = calls.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            if stat.S_IMODE(calls.fstat(fd).st_mode) != bits:
-                calls.fchmod(fd, bits)
-        finally:
-            close_descriptor(fd)
+            except FileNotFoundError:
+                try:
+                    os.makedirs(parent, exist_ok=True)
+                except FileExistsError:
+                    raise UnsafeLog(parent, "refused: not a directory") from None
+                calls.mkdir(place, bits)
+        except FileExistsError:
+            return
+        calls.chmod(place, bits)  # whatever the umask
         fd = calls.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             calls.fsync(fd)

@@ -340,8 +340,7 @@ class WALWriter:
         return _unpickle, (self._path, self._options)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else self._options.sync_mode.name
-        return f"<WALWriter {self._path} {state}>"
+        return f"<WALWriter {self._path} {'closed' if self._closed else self._options.sync_mode.name}>"
 
 
 def _unpickle(path: str, options: WriterOptions) -> WALWriter:
