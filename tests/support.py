@@ -52,30 +52,29 @@ class Channel:
 
 
 class Child:
-    """A process that runs one target. What the target returns is its `result`."""
+    """A process that runs one target. What the target returns is its `result`.
+
+    Its process id stays taken until `end` has reaped it: a signal to a number that another process has by now would
+    hit that one.
+    """
 
     def __init__(self, method: str, target: Callable[..., object], args: tuple[object, ...]) -> None:
         self.name = f"{target.__module__}.{target.__qualname__}"
         self.code: int | None = None
+        self._process: subprocess.Popen[bytes] | Any
         mine, theirs = multiprocessing.Pipe()
         self._channel = Channel(mine)
         if method == "subprocess":
-            popen = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-c", "from tests.support import child_main; child_main()", str(theirs.fileno())],
                 cwd=ROOT,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # so that `end` reaches what it forks, too
             )
-            self._group = True
-            self.pid = popen.pid
-            self._wait: Callable[[float], int | None] = lambda timeout: _wait_popen(popen, timeout)
         else:
-            process = multiprocessing.get_context(method).Process(target=_run_first, args=(theirs,), daemon=True)
-            process.start()
-            self._group = False
-            assert process.pid is not None
-            self.pid = process.pid
-            self._wait = lambda timeout: _wait_process(process, timeout)
+            self._process = multiprocessing.get_context(method).Process(target=_run_first, args=(theirs,), daemon=True)
+            self._process.start()
+        self.pid: int = self._process.pid
         theirs.close()
         try:
             self.send((target, args))
@@ -115,7 +114,10 @@ class Child:
         return kind, value
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
+        if isinstance(self._process, subprocess.Popen):
+            os.kill(self.pid, signal.SIGKILL)  # Popen.kill would reap it if it has ended
+        else:
+            self._process.kill()
 
     def stop(self) -> None:
         """SIGSTOP, and wait until it stands still."""
@@ -130,46 +132,40 @@ class Child:
     def died(self) -> int:
         """Wait for its end: the exit code, or minus the signal that killed it."""
         if self.code is None:
-            self.code = self._wait(DEADLINE_S)
+            self.code = self._wait()
         assert self.code is not None, f"{self.name} (pid {self.pid}) still runs after {DEADLINE_S} s"
         return self.code
 
+    def _wait(self) -> int | None:
+        if not isinstance(self._process, subprocess.Popen):
+            self._process.join(DEADLINE_S)
+            return self._process.exitcode
+        late: list[bool] = []
+        with deadline(lambda: (late.append(True), self.kill())):
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        if late or ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
     def end(self) -> None:
         """Kill whatever is left of it, and reap it."""
-        if self._group:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        elif self.code is None:
-            try:
-                self.kill()
-            except ProcessLookupError:
-                pass
         self._channel.connection.close()
-        self.died()
+        if isinstance(self._process, subprocess.Popen):
+            try:
+                os.killpg(self.pid, signal.SIGKILL)  # not reaped yet, so the group is its own
+            except ProcessLookupError:
+                pass
+            self._process.wait(DEADLINE_S)
+        elif self.code is None:
+            self._process.kill()
+            self._process.join(DEADLINE_S)
 
 
 Start = Callable[..., Child]
 
 
-def _wait_popen(popen: subprocess.Popen[bytes], timeout: float) -> int | None:
-    try:
-        return popen.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def _wait_process(process: Any, timeout: float) -> int | None:
-    process.join(timeout)
-    code = process.exitcode
-    if code is not None:
-        process.close()
-    return code
-
-
 @contextmanager
-def deadline(kill: Callable[[], None]) -> Iterator[None]:
+def deadline(kill: Callable[[], object]) -> Iterator[None]:
     """Whatever the block waits for, `kill` ends it at the deadline."""
     timer = threading.Timer(DEADLINE_S, kill)
     timer.start()

@@ -33,6 +33,7 @@ class Alarm:
 
     def __init__(self, seed: int, longest_s: float) -> None:
         self.delivered = 0
+        self._armed = False  # a signal that another thread took is handled here a little later, perhaps after the step
         self._chance = random.Random(seed)
         self._longest_s = longest_s
         signal.signal(signal.SIGALRM, self._ring)
@@ -45,19 +46,24 @@ class Alarm:
         sys.unraisablehook = unless_ours
 
     def _ring(self, number: int, frame: FrameType | None) -> None:
-        self.delivered += 1
-        raise Interrupt
+        if self._armed:
+            self.delivered += 1
+            raise Interrupt
 
     def run(self, step: Callable[[], object]) -> bool:
         """Whether the step came to its end undisturbed, as far as anybody can tell."""
         try:
+            self._armed = True
             signal.setitimer(signal.ITIMER_REAL, self._chance.uniform(1e-6, self._longest_s))
             step()
             signal.setitimer(signal.ITIMER_REAL, 0)
+            self._armed = False
             return True
         except Interrupt:
+            self._armed = False
             return False
         except BaseException:
+            self._armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise
 
