@@ -298,12 +298,12 @@ def test_a_follower_beside_writers_in_threads_gets_each_entry_once(log: Path) ->
 
 
 def test_a_follower_lives_through_the_end_and_return_of_all_writers(log: Path, script: Script) -> None:
-    def session() -> None:
+    def another_writer() -> None:
         with WALWriter(log, size_limit=400) as writer:
             fill(writer, 9)
 
-    session()
-    script.acts = [session, lambda: None, session]
+    another_writer()
+    script.acts = [another_writer, lambda: None, another_writer]
     with WALReader(log) as reader:
         assert list(reader.follow(timeout=1)) == entries(1, 28)
 
@@ -311,7 +311,7 @@ def test_a_follower_lives_through_the_end_and_return_of_all_writers(log: Path, s
 def test_a_follower_lives_through_a_recovery(log: Path, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control block is replaced under it, by one of another boot."""
 
-    def session() -> None:
+    def another_writer() -> None:
         with WALWriter(log, size_limit=400) as writer:
             fill(writer, 9)
             reports.append(writer.recovery_report)
@@ -321,20 +321,20 @@ def test_a_follower_lives_through_a_recovery(log: Path, script: Script, monkeypa
         monkeypatch.setattr(processes, "boot_id", lambda: (boot[0], boot[1] + 1))
 
     reports: list[object] = []
-    session()
-    script.acts = [reboot, session, session]
+    another_writer()
+    script.acts = [reboot, another_writer, another_writer]
     with WALReader(log) as reader:
         assert list(reader.follow(timeout=1)) == entries(1, 28)
     assert [report is not None for report in reports] == [True, True, False]
 
 
 def test_a_follower_notices_that_the_control_block_was_removed_and_made_anew(log: Path, script: Script) -> None:
-    def session() -> None:
+    def another_writer() -> None:
         with WALWriter(log, size_limit=400) as writer:
             fill(writer, 9)
 
-    session()
-    script.acts = [(log / "control").unlink, session]
+    another_writer()
+    script.acts = [(log / "control").unlink, another_writer]
     with WALReader(log) as reader:
         assert list(reader.follow(timeout=1)) == entries(1, 19)
 
@@ -346,12 +346,12 @@ def test_a_follower_of_a_copy_goes_on_when_the_copy_gets_a_writer(
     make(log, 12)
     copy = copy_of(log, tmp_path / "copy")
 
-    def session() -> None:
+    def another_writer() -> None:
         with WALWriter(copy, size_limit=400) as writer:
             fill(writer, 20)
             writer.sync()
 
-    script.acts = [lambda: None, session, session]
+    script.acts = [lambda: None, another_writer, another_writer]
     with WALReader(copy) as reader:
         assert list(reader.follow(timeout=1, durable_only=durable_only)) == entries(1, 53)
 

@@ -82,7 +82,7 @@ def failed_sync(log: Path) -> None:
         writer.sync()
         calls.fdatasync = failing
         try:
-            fill(writer, COUNT - 9)
+            fill(writer, 11)  # several segments, all of them in doubt
             writer.sync()
         except SyncFailed:
             pass
