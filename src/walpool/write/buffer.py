@@ -65,9 +65,10 @@ class Buffer:
         self._bodies, self._bytes, self._largest = [], 0, 0
 
     def _linger(self) -> None:
-        self._timer = threading.Timer(self._linger_s, self._lingered)
-        self._timer.daemon = True  # at interpreter exit the writer's atexit hook appends what is left
-        self._timer.start()
+        timer = threading.Timer(self._linger_s, self._lingered)
+        timer.daemon = True  # at interpreter exit the writer's atexit hook appends what is left
+        timer.start()
+        self._timer = timer  # only now: one that an interrupt kept from starting would keep others from being made
 
     def _lingered(self) -> None:
         with self._lock:

@@ -169,9 +169,10 @@ class Committer:
 
     def sync_within(self, seconds: float, and_then: Callable[[], None]) -> None:
         """Make what is published by then durable, `seconds` from now; then `and_then`, for the next append."""
-        self._timer = threading.Timer(seconds, self._sync_published, (and_then,))
-        self._timer.daemon = True
-        self._timer.start()
+        timer = threading.Timer(seconds, self._sync_published, (and_then,))
+        timer.daemon = True
+        timer.start()
+        self._timer = timer
 
     def _sync_published(self, and_then: Callable[[], None]) -> None:
         and_then()  # first: an append that comes during the sync needs the next one

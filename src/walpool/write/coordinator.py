@@ -35,7 +35,7 @@ class Coordinator:
         self._committer = committer
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._again = False
+        self._again = self._closed = False
         self._trimmed_lsn = 0
         self._role = ByteLocks(opened.slots_lock)
 
@@ -46,12 +46,16 @@ class Coordinator:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="walpool-coordinator", daemon=True)
                 thread.start()
-                self._thread = thread  # only now: an interrupt must not leave one here that never started
+                self._thread = thread
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                if not self._again:
+                if self._thread is None:
+                    self._thread = threading.current_thread()  # an interrupt kept wake() from saying so
+                if self._thread is not threading.current_thread():
+                    return  # two were started, one by an interrupted wake(): one is enough
+                if self._closed or not self._again:
                     self._thread = None
                     return
                 self._again = False
@@ -85,12 +89,15 @@ class Coordinator:
         segments = [first for first in list_segments(self._log.directory) if first <= active_lsn]
         for first_lsn, next_lsn in list(pairwise(segments))[-TRIM_BACK:]:
             if next_lsn > self._trimmed_lsn:
-                trim(self._log.directory, first_lsn, next_lsn)
+                try:
+                    trim(self._log.directory, first_lsn, next_lsn)
+                except FileNotFoundError:
+                    pass  # pruned by hand meanwhile
                 self._trimmed_lsn = next_lsn
 
     def close(self) -> None:
         with self._lock:
-            self._again = False
+            self._closed = True  # a thread that has not come this far ends there
             thread = self._thread
         if thread is not None:
             thread.join()

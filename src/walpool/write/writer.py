@@ -212,19 +212,20 @@ class WALWriter:
         raise error
 
     def _do_chores(self) -> None:
-        """What an append now and then leaves to do, outside the lock. Never raises: the append itself succeeded."""
+        """What an append now and then leaves to do, outside the lock. No error comes out: the append succeeded."""
         appender = self._appender
         appender.chores = False
         try:
             self._wake_helpers(appender)
-        except (OSError, RuntimeError, WALError) as error:  # RuntimeError: no thread can be started
+        except BaseException as error:
+            appender.wanted = appender.chores = True  # an interrupt, too, must not end what sync_interval_s promises
+            if not isinstance(error, (OSError, RuntimeError, WALError)):  # RuntimeError: no thread can be started
+                raise
             log.warning("%s: %s; the next append tries again", self._path, error)
-            appender.wanted = appender.chores = True
 
     def _wake_helpers(self, appender: Appender) -> None:
-        if appender.rotations:
-            self._counters.add(files_opened=appender.rotations)
-            appender.rotations = 0
+        self._counters.add(files_opened=appender.rotations)
+        appender.rotations = 0
         if appender.wanted:
             appender.wanted = False
             self._coordinator.wake()
