@@ -304,7 +304,7 @@ def test_a_replaced_block_tells_whoever_still_maps_it(directory: Directory, cont
 
 
 def test_a_retired_block_is_not_attached_to(directory: Directory, control: Control) -> None:
-    control.retire()
+    control.halves[control_module.STOPPED] = control_module.RETIRED
     with pytest.raises(ControlUnusable, match="replaced"):
         Control.attach(directory, writable=False)
 
@@ -361,7 +361,7 @@ def test_totals_are_read_from_a_block_that_is_void_in_all_else(
 ) -> None:
     control.publish(state(3))
     control.words[SYNCS], control.words[SYNC_NS] = 11, 12
-    control.retire()
+    control.halves[control_module.STOPPED] = control_module.RETIRED
     monkeypatch.setattr(processes, "boot_id", lambda: (1, 2))
     wanted = Totals(state(3).next_lsn, state(3).batches, state(3).max_entry_bytes, 11, 12)
     assert last_totals(directory) == wanted

@@ -233,8 +233,6 @@ def test_a_recovery_killed_at_any_call_is_finished_by_the_next(pristine: Path, t
 def test_an_error_of_any_call_is_typed_and_the_next_recovery_gives_the_same(
     pristine: Path, tmp_path: Path, code: int
 ) -> None:
-    if code == errno.ENOSPC and pristine.name not in ("nothing_there", "failed_sync"):
-        pytest.skip("one errno is enough for the others")
     copies = Copies(pristine, tmp_path)
     expected, _ = recover(copies.fresh())
     number = 0

@@ -148,7 +148,7 @@ def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
                 if key_bytes > MAX_KEY_BYTES or value_bytes > MAX_VALUE_BYTES:
                     check_sizes(key_bytes, value_bytes)
                 largest = size
-            if operation is put:  # identity: arithmetic with an IntEnum takes 0.06 us
+            if operation is put:  # identity: arithmetic with an IntEnum takes 0.1 us
                 bits = key_bytes | PUT_BITS
             elif operation is delete:
                 bits = key_bytes | DELETE_BITS

@@ -114,7 +114,7 @@ def read_frame(buffer: Bytes, offset: int, marker: int, lsn: int, remaining: int
         return Damage(offset, "the frame's checksum does not match")
     if raw_length != body_length and not flags:
         return Damage(offset, f"an uncompressed frame of {body_length} bytes claims {raw_length}")
-    # tuple.__new__ skips 0.3 us of NamedTuple's own, once a frame: a log of single puts is read a third faster.
+    # tuple.__new__ takes 0.33 us where Frame(...) takes 0.58: every frame that is read is one of these.
     return tuple.__new__(Frame, (offset, body, end, first_lsn, count, appended_at, durable_lsn, flags, writer))
 
 

@@ -57,7 +57,7 @@ def holds_frames(directory: Directory, first_lsn: int) -> bool:
     """Whether anything stands where a segment's first frame would."""
     file = directory.open(segment_name(first_lsn))
     try:
-        return _holds_frames(file)
+        return file_holds_frames(file)
     finally:
         file.close()
 
@@ -71,7 +71,7 @@ def is_zero(file: File, offset: int) -> bool:
     return True
 
 
-def _holds_frames(file: File) -> bool:
+def file_holds_frames(file: File) -> bool:
     return any(file.read(FRAME_BYTES, HEADER_BYTES))
 
 
@@ -86,7 +86,7 @@ def create_segment(directory: Directory, header: WALHeader, mode: int) -> Segmen
         file = directory.open(name, CREATE, mode)
     except FileExistsError:
         file = directory.open(name, WRITE)
-        if _holds_frames(file):
+        if file_holds_frames(file):
             file.close()
             raise UnsafeLog(
                 directory.join(name),

@@ -159,10 +159,6 @@ class Control:
     def durable_lsn(self) -> int:
         return self.words[DURABLE]
 
-    def retire(self) -> None:
-        """Tell whoever still maps this block that another one is in force. Lock: maintenance and append."""
-        self.halves[STOPPED] = RETIRED
-
     def close(self) -> None:
         """Close the file; the mapping goes with the last view of it."""
         self.file.close()

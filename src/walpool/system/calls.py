@@ -25,7 +25,6 @@ class Calls:
         self.fchmod = os.fchmod
         self.ftruncate = os.ftruncate
         self.pwrite = os.pwrite
-        self.pwritev = os.pwritev
         self.pread = os.pread
         self.preadv = os.preadv
         self.fsync = os.fsync

@@ -79,7 +79,6 @@ class Mutex(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
-    def locked(self) -> bool: ...
 
 
 class TimedMutex:
@@ -98,9 +97,6 @@ class TimedMutex:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
-
-    def locked(self) -> bool:
-        return self._lock.locked()
 
 
 def mutex(timeout_s: float | None) -> Mutex:

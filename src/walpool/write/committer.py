@@ -169,13 +169,16 @@ class Committer:
 
     def sync_within(self, seconds: float, and_then: Callable[[], None]) -> None:
         """Make what is published by then durable, `seconds` from now; then `and_then`, for the next append."""
+        if self._timer is not None:
+            return  # it waits already, and will cover this too
         timer = threading.Timer(seconds, self._sync_published, (and_then,))
         timer.daemon = True
         timer.start()
         self._timer = timer
 
     def _sync_published(self, and_then: Callable[[], None]) -> None:
-        and_then()  # first: an append that comes during the sync needs the next one
+        self._timer = None
+        and_then()  # both first: an append that comes during the sync needs the next one
         try:
             self.settle(self._log.control.state().next_lsn - 1)
         except LogClosed:

@@ -232,8 +232,6 @@ class WALWriter:
         if self._options.sync_interval_s is not None:
             self._committer.sync_within(self._options.sync_interval_s, appender.ask_for_chores)
 
-    # The log
-
     def sync(self) -> int:
         """Make everything that is in the log, and what this writer buffered, durable; the durable LSN."""
         self._reopen()
