@@ -211,12 +211,10 @@ def test_a_mutex_without_timeout_waits(directory: Directory) -> None:
 
     thread = threading.Thread(target=wait, daemon=True)
     with lock:
-        assert lock.locked()
         thread.start()
         order.append("first")
     thread.join(60)
     assert order == ["first", "second"]
-    assert not lock.locked()
 
 
 def test_a_mutex_with_a_timeout_raises_busy_and_stays_usable() -> None:
@@ -228,8 +226,8 @@ def test_a_mutex_with_a_timeout_raises_busy_and_stays_usable() -> None:
 
     with lock:
         run_threads(try_it)
-        assert lock.locked()
-    assert not lock.locked()
+        run_threads(try_it)  # the one that gave up has not let go of ours
     with pytest.raises(ZeroDivisionError), lock:
         raise ZeroDivisionError
-    assert not lock.locked()
+    with lock:  # LogBusy, were it still held
+        pass
