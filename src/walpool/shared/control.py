@@ -20,7 +20,7 @@ Layout, in 64-bit words of the machine's byte order. One writer per word; `store
       26  sync time       sync           ns they took together
       27  leading         sync           1 while a leader is at work (a killed one leaves it; the lock decides)
       28  last sync       sync           ns the last one took: how long it is worth not looking
-      29  last group      sync           batches it made durable: how many the next leader waits for
+      29  expected        sync           batches it covered or that came meanwhile: how many the next leader waits for
       30  synced batches  sync           of the log's batches, how many are durable
       31  sync errno      sync           why the log is poisoned
    32-42  state A         append         see LogState, field by field
@@ -49,7 +49,7 @@ STOP = 6
 _CRC, _DEVICE, _LOCK_INODES = 7, 8, 10
 LOCKS = (APPEND_LOCK, SYNC_LOCK, SLOTS_LOCK)
 COMMIT, INTENT = 16, 17
-DURABLE, SYNCS, SYNC_NS, LEADING, LAST_SYNC_NS, LAST_GROUP, SYNCED_BATCHES, SYNC_ERRNO = range(24, 32)
+DURABLE, SYNCS, SYNC_NS, LEADING, LAST_SYNC_NS, EXPECTED, SYNCED_BATCHES, SYNC_ERRNO = range(24, 32)
 COPIES = (32 * WORD, 48 * WORD)  # byte offsets of state A and B
 SLOT_PIDS = 512
 SLOT_ROWS = 1024

@@ -15,8 +15,8 @@ from walpool.shared import slots
 from walpool.shared.catalog import Segment, holds_frames, list_segments, open_segment
 from walpool.shared.control import (
     COMMIT,
+    EXPECTED,
     INTENT,
-    LAST_GROUP,
     LOCKS,
     POISONED,
     ROTATING,
@@ -166,7 +166,7 @@ def _believe(directory: Directory, control: Control, slots_lock: File) -> Segmen
 def _believe_figures(state: LogState, control: Control) -> None:
     """No figure may be one that appending would carry past a word, or that no log can have."""
     words = control.words
-    others = (words[COMMIT], words[SYNCS], words[SYNC_NS], words[SYNCED_BATCHES], words[LAST_GROUP])
+    others = (words[COMMIT], words[SYNCS], words[SYNC_NS], words[SYNCED_BATCHES], words[EXPECTED])
     if not (1 <= state.segment <= state.next_lsn and max(*state, *others) <= MAX_LSN):
         raise ControlUnusable("the control block's figures are impossible")
 
