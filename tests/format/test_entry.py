@@ -303,3 +303,42 @@ def test_a_huge_length_is_refused_before_anything_is_allocated(lengths: tuple[in
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
+
+
+ODD: list[Any] = [
+    WALEntry.put(b"key", b"value", timestamp=2),
+    WALEntry.put(b"longer key", b"value", timestamp=2),
+    WALEntry.put(b"key", b"longer value", timestamp=2),
+    WALEntry.put(b"", b"", timestamp=2),
+    WALEntry.delete(b"key", timestamp=2),
+    WALEntry(Operation.PUT, bytearray(b"key"), memoryview(b"value"), 2),
+    WALEntry(1, b"key", b"value", 2),  # type: ignore[arg-type]
+    WALEntry(3, b"key", b"value", 2),  # type: ignore[arg-type]
+    WALEntry(Operation.PUT, "key", b"value", 2),  # type: ignore[arg-type]
+    WALEntry(Operation.PUT, b"key", None, 2),  # type: ignore[arg-type]
+    WALEntry(Operation.PUT, b"key", b"value", -1),
+    WALEntry(Operation.PUT, b"key", b"value", 1 << 64),
+    WALEntry(Operation.PUT, b"key", b"value", 1.5),  # type: ignore[arg-type]
+    WALEntry(Operation.PUT, b"key", bytes(MAX_VALUE_BYTES + 1), 2),
+    (Operation.PUT, b"key", b"value", 2),
+    (Operation.PUT, b"key", b"value", 2, 0),
+    None,
+]
+
+
+@pytest.mark.parametrize("place", [0, 6, 7, 12, 13])
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_one_odd_entry_among_many_of_one_shape_changes_no_outcome(odd: Any, place: int) -> None:
+    entries: list[Any] = [WALEntry.put(b"key", b"value", timestamp=at) for at in range(14)]
+    entries[place] = odd
+
+    def outcome(of: Any) -> Any:
+        try:
+            return encode_entries(of)
+        except (TypeError, ValueError, EntryTooLarge) as error:
+            return type(error), str(error)
+
+    one_by_one = outcome(iter(entries))
+    assert outcome(entries) == one_by_one
+    if odd is ODD[0]:
+        assert one_by_one == (b"".join(encode_entries([entry])[0] for entry in entries), 14, 16 + 3 + 5)

@@ -26,6 +26,7 @@ ENTRY_BYTES = 16
 assert ENTRY.size == ENTRY_BYTES
 
 COLUMNS_FROM = 8  # entries; for fewer the columns cost more than they save
+COPIED_TWICE = 4096  # bytes of key and value; packing more of them by columns copies more than it saves
 MAX_KEY_BYTES = 1 << 20
 MAX_VALUE_BYTES = 10 << 20
 _KEY_MASK = (1 << 28) - 1
@@ -127,10 +128,14 @@ def encode_one(operation_bits: int, key: object, value: object, timestamp: int) 
 def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
     """A frame's body, how many entries it holds, and the encoded bytes of the largest.
 
-    Row by row and joined once: 0.28 us an entry of 116 bytes; by columns (zip, map) it was 0.43, and joining
-    header, key and value of each row first 0.29 (tools/bench.py watches it as append_batch).
+    Puts of one shape are packed by columns, one call an entry: 0.26 us for 116 bytes. Others go row by row, joined
+    once: 0.32; for them columns took 0.43 (tools/bench.py watches it as append_batch).
     Raises TypeError for what is not an entry or not bytes, EntryTooLarge, ValueError for a timestamp out of range.
     """
+    if type(entries) is list and len(entries) >= COLUMNS_FROM:
+        uniform = _encode_columns(entries)
+        if uniform is not None:
+            return uniform
     parts: list[Any] = []
     add = parts.append
     pack = ENTRY.pack
@@ -166,6 +171,34 @@ def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
             raise
         raise TypeError(f"entry {len(parts) // 3} of the batch: {error}; a batch takes WALEntry objects") from None
     return b"".join(parts), len(parts) // 3, largest + ENTRY_BYTES
+
+
+def _encode_columns(entries: list[WALEntry]) -> tuple[bytes, int, int] | None:
+    """The same, if all of them are puts of bytes with the lengths of the first; what is wrong with one, rows say."""
+    try:
+        first, middle, last = entries[0], entries[len(entries) // 2], entries[-1]
+        key_bytes, value_bytes = len(first.key), len(first.value)
+        if not key_bytes == len(middle.key) == len(last.key) or not value_bytes == len(middle.value) == len(last.value):
+            return None  # entries of many shapes seldom cost more than these looks
+        if key_bytes + value_bytes > COPIED_TWICE:
+            return None
+        operations, keys, values, timestamps, _ = zip(*entries, strict=True)
+        if not (
+            list(map(type, keys)).count(bytes) == list(map(type, values)).count(bytes) == len(entries)
+            and list(map(len, keys)).count(key_bytes) == list(map(len, values)).count(value_bytes) == len(entries)
+            and operations.count(Operation.PUT) == len(entries)
+        ):
+            return None
+        pack = _put_of(key_bytes, value_bytes)
+        body = b"".join(map(pack, repeat(key_bytes | PUT_BITS), repeat(value_bytes), timestamps, keys, values))
+    except (AttributeError, TypeError, ValueError, struct.error):
+        return None
+    return body, len(entries), ENTRY_BYTES + key_bytes + value_bytes
+
+
+@lru_cache(maxsize=4096)
+def _put_of(key_bytes: int, value_bytes: int) -> Callable[..., bytes]:
+    return struct.Struct(f"<I I Q {key_bytes}s {value_bytes}s").pack
 
 
 @lru_cache(maxsize=4096)
