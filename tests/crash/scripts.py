@@ -11,14 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support import append_op
-from walpool import SyncFailed, SyncMode, WALWriter
+from walpool import Retention, SyncFailed, SyncMode, WALWriter
 from walpool.system.calls import calls
+from walpool.write import coordinator
 
 ANSWER = struct.Struct("<3Q")
 Tell = Callable[[int, int, int], object]  # operation, first LSN, end LSN; operation END: the script is over
 Script = Callable[[Path, str, Tell], None]
 END = (1 << 64) - 1
 LIMIT = 1200  # bytes of a segment: a few operations
+KEPT = 3  # segments, where a script removes older ones
 
 
 def teller(fd: int) -> Tell:
@@ -51,6 +53,19 @@ def append_in_every_way(log: Path, name: str, tell: Tell) -> None:
         author.append(writer, 3)
     with WALWriter(log, SyncMode.FULL, LIMIT) as writer:
         author.append(writer, 8)
+    tell(END, 0, 0)
+
+
+def coordinate(log: Path, name: str, tell: Tell) -> None:
+    """Segments are prepared, taken, sealed, synced and trimmed, and the older ones removed; each to its end."""
+    author = Author(name, tell)
+    coordinator.PREPARE_FROM_BYTES = 0
+    with WALWriter(log, size_limit=LIMIT, retention=Retention(max_segments=KEPT)) as writer:
+        for _ in range(12):
+            author.append(writer, 1)
+            for thread in threading.enumerate():
+                if thread.name == "walpool-coordinator":
+                    thread.join()
     tell(END, 0, 0)
 
 

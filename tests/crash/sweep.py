@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.crash.scripts import ANSWER, END, LIMIT, Prepare, Script, teller
+from tests.crash.scripts import ANSWER, END, KEPT, LIMIT, Prepare, Script, coordinate, teller
 from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, tapped
 from tests.support import DEADLINE_S, Ack, Channel, append_op, judge
 from walpool import WALReader, WALWriter
@@ -75,7 +75,7 @@ def sweep_alone(
         _copy(prepared, log)
 
         def ask(acks: list[Ack], in_doubt: int, log: Path = log) -> tuple[Any, ...]:
-            return "check_all", log, {"before": before, "v": acks}, in_doubt
+            return "check_all", log, {"before": before, "v": acks}, in_doubt, script is coordinate
 
         sweep.one(log, "v", point, ask)
     return sweep.end()
@@ -255,12 +255,18 @@ class _Peer:
         judge(entries, {author: acks, f"after-{author}": mine}, {author: [in_doubt]}, first_lsn=self._next_lsn)
         self._next_lsn += len(entries)
 
-    def check_all(self, log: Path, acks: dict[str, list[Ack]], in_doubt: int) -> None:
+    def check_all(self, log: Path, acks: dict[str, list[Ack]], in_doubt: int, pruned: bool) -> None:
         with WALWriter(log, size_limit=LIMIT) as writer:
-            mine = self._append(writer, "after")
-        with WALReader(log) as reader:
+            acks["after"] = self._append(writer, "after")
+        first_lsn = 1
+        if pruned:
+            segments = sorted(int(path.stem) for path in log.glob("*.wal"))
+            first_lsn = segments[0]
+            assert first_lsn == 1 or len(segments) >= KEPT, f"retention left only {segments}"
+            acks = {author: [ack for ack in theirs if ack.first_lsn >= first_lsn] for author, theirs in acks.items()}
+        with WALReader(log, start=first_lsn) as reader:
             entries = reader.read_all()
-        judge(entries, {**acks, "after": mine}, {"v": [in_doubt]})
+        judge(entries, acks, {"v": [in_doubt]}, first_lsn)
         with WALWriter(log) as writer:
             assert writer.recovery_report is None, f"the log needs another recovery: {writer.recovery_report}"
 

@@ -9,6 +9,7 @@ import fcntl
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,10 +86,12 @@ class DieAtLine:
         self.count = 0
 
     def start(self) -> None:
+        threading.settrace(self._call)  # threads that are started from now on
         sys.settrace(self._call)
 
     def stop(self) -> None:
         sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
 
     def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
         return self._line if frame.f_code.co_filename.startswith(_ROOMS) else None

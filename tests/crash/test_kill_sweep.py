@@ -52,3 +52,14 @@ def test_death_at_any_line_of_an_opening(child: Start, memory: Path, prepare: sc
     script = scripts.open_and_append_a_little
     found = tally(child(sweep.sweep_alone, memory, script, prepare, "line", 100, seed))
     assert found.died > 60
+
+
+def test_death_at_every_call_of_a_coordinator(child: Start, memory: Path) -> None:
+    found = tally(child(sweep.sweep_alone, memory, scripts.coordinate, scripts.nothing, "call", 0, 0))
+    assert found.died > 300
+
+
+@pytest.mark.parametrize("share", [100, pytest.param(400, marks=pytest.mark.slow)])
+def test_death_at_any_line_of_a_coordinator(child: Start, memory: Path, share: int, seed: int) -> None:
+    found = tally(child(sweep.sweep_alone, memory, scripts.coordinate, scripts.nothing, "line", share, seed))
+    assert found.died > share * 0.7
