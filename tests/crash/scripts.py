@@ -61,8 +61,9 @@ def coordinate(log: Path, name: str, tell: Tell) -> None:
     author = Author(name, tell)
     coordinator.PREPARE_FROM_BYTES = 0
     with WALWriter(log, size_limit=LIMIT, retention=Retention(max_segments=KEPT)) as writer:
-        for _ in range(12):
-            author.append(writer, 1)
+        for _ in range(6):
+            author.append(writer, 2)
+            writer.rotate()
             for thread in threading.enumerate():
                 if thread.name == "walpool-coordinator":
                     thread.join()
