@@ -30,7 +30,7 @@ DEFAULT_DIRECTORY = TOOLS.parent / ".bench"
 QUICK_SCALE = 0.1
 MEMORY_FILE_SYSTEMS = {"tmpfs", "ramfs"}
 
-Samples = dict[str, list[float]]  # one rate a round, per second, by the name of the measurement
+Samples = dict[str, list[float]]  # one a round, by the name of the measurement; rates are per second
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,44 @@ ROWS = [
         3.5,
     ),
     Row("full-1-plain", "durable put, 1 process, FULL", "full-1", "full-plain-1", "plain write and fdatasync", 1.2),
+    Row("full-1-growing", "durable put, 1 process, FULL", "full-1", "full-1-growing", "walpool into growing files"),
     Row("full-1-lmdb", "durable put, 1 process, FULL", "full-1", "full-lmdb-1", "LMDB with sync", 1.0),
+]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measurement of walpool alone that is not a rate."""
+
+    name: str
+    what: str
+    own: str
+    unit: str
+    aim: str = "–"
+
+
+FIGURES = [
+    Figure("rotations-p50", "put across rotations of 8 MiB segments, median", "rotations/p50", "us"),
+    Figure("rotations-p99.9", "the same, 99.9th percentile", "rotations/p99.9", "us", "under 1,000"),
+    Figure("rotations-bare", "the same, segments not prepared", "rotations-unprepared/p99.9", "us"),
+    Figure("even", "8 FULL writers for 10 s: slowest over fastest", "waiting/even", "", "≥ 0.5"),
+    Figure("cpu", "the same: CPU of one writer", "waiting/cpu", "% of a core"),
+    Figure("cpu-put", "the same: CPU of one durable put", "waiting/cpu_us", "us"),
+    Figure("group", "the same: puts made durable by one sync", "waiting/group", ""),
 ]
 
 
 def main() -> int:
     options = parse_options()
-    rows = [row for row in ROWS if not options.only or any(part in row.name for part in options.only)]
-    if not rows:
-        return complain(f"--only: no row has that in its name; the rows are {', '.join(row.name for row in ROWS)}")
+
+    def chosen(name: str) -> bool:
+        return not options.only or any(part in name for part in options.only)
+
+    rows = [row for row in ROWS if chosen(row.name)]
+    more = [figure for figure in FIGURES if chosen(figure.name)]
+    if not rows and not more:
+        names = ", ".join([row.name for row in ROWS] + [figure.name for figure in FIGURES])
+        return complain(f"--only: no row has that in its name; the rows are {names}")
     missing = what_is_missing()
     if missing:
         return complain(missing)
@@ -101,18 +130,21 @@ def main() -> int:
 
     rounds = options.rounds or (1 if options.quick else 5)
     machine = describe_machine(file_system)
-    jobs = list(dict.fromkeys(job for row in rows for job in row.jobs))
+    jobs = list(
+        dict.fromkeys([job for row in rows for job in row.jobs] + [figure.own.split("/")[0] for figure in more])
+    )
     try:
         samples = measure(jobs, rounds, QUICK_SCALE if options.quick else 1.0, options.dir)
     except JobFailed as failure:
         return complain(str(failure))
 
     table = [cells(row, samples) for row in rows]
-    print(aligned(table))
+    figure_table = [figure_cells(figure, samples) for figure in more]
+    print(aligned([HEADINGS, *table]) + "\n\n" + aligned([FIGURE_HEADINGS, *figure_table]))
     if options.json:
         options.json.write_text(json.dumps(as_json(rows, samples, machine, options.quick), indent=2) + "\n")
     if options.markdown:
-        options.markdown.write_text(as_markdown(table, machine, rounds, options.quick))
+        options.markdown.write_text(as_markdown(table, figure_table, machine, rounds, options.quick))
     return 0
 
 
@@ -142,7 +174,7 @@ def measure(jobs: Sequence[str], rounds: int, scale: float, directory: Path) -> 
         for job in jobs if number % 2 else reversed(jobs):
             for measurement, rate in run_job(job, scale, directory).items():
                 samples.setdefault(measurement, []).append(rate)
-                print(f"round {number} of {rounds}: {measurement} {rate:,.0f}/s", file=sys.stderr, flush=True)
+                print(f"round {number} of {rounds}: {measurement} {rate:,.6g}", file=sys.stderr, flush=True)
     return samples
 
 
@@ -176,6 +208,7 @@ def complain(text: str) -> int:
 
 # --- report ---
 
+FIGURE_HEADINGS = ["what", "walpool (lowest–highest)", "unit", "aim"]
 HEADINGS = ["what", "walpool a second (lowest–highest)", "against", "peer a second", "ratio", "target", "met"]
 
 
@@ -197,6 +230,12 @@ def cells(row: Row, samples: Samples) -> list[str]:
     ]
 
 
+def figure_cells(figure: Figure, samples: Samples) -> list[str]:
+    values = samples[figure.own]
+    median, low, high = (f"{value:,.4g}" for value in (statistics.median(values), min(values), max(values)))
+    return [figure.what, f"{median} ({low}–{high})", figure.unit or "–", figure.aim]
+
+
 def figures(row: Row, samples: Samples) -> tuple[float, float | None, float | None, bool | None]:
     """Median of walpool, median of the peer, the one over the other, and whether the target is met."""
     own = statistics.median(samples[row.own])
@@ -210,15 +249,23 @@ def figures(row: Row, samples: Samples) -> tuple[float, float | None, float | No
     return own, peer, ratio, met
 
 
-def aligned(table: Sequence[Sequence[str]]) -> str:
-    lines = [HEADINGS, *table]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
-def as_markdown(table: Sequence[Sequence[str]], machine: Mapping[str, str], rounds: int, quick: bool) -> str:
+def as_markdown(
+    table: Sequence[Sequence[str]],
+    figure_table: Sequence[Sequence[str]],
+    machine: Mapping[str, str],
+    rounds: int,
+    quick: bool,
+) -> str:
+    def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        return ["| " + " | ".join(line) + " |" for line in [headings, ["---"] * len(headings), *rows]]
+
     how = f"Medians of {rounds} interleaved round{'s' if rounds > 1 else ''}"
     if quick:
         how += " of a tenth of the work (`--quick`: shows that it runs, proves nothing)"
@@ -226,7 +273,9 @@ def as_markdown(table: Sequence[Sequence[str]], machine: Mapping[str, str], roun
         "; ".join(f"{name} {value}" for name, value in machine.items()) + ".",
         f"{how}; 16-byte keys, 100-byte values.",
         "",
-        *("| " + " | ".join(line) + " |" for line in [HEADINGS, ["---"] * len(HEADINGS), *table]),
+        *markdown(HEADINGS, table),
+        "",
+        *markdown(FIGURE_HEADINGS, figure_table),
     ]
     return "\n".join(lines) + "\n"
 

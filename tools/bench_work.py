@@ -1,4 +1,4 @@
-"""The jobs of the benchmark: each does one piece of work in an empty directory and says at which rates.
+"""The jobs of the benchmark: each does one piece of work in an empty directory and says what it measured.
 
 Holds: one job is one process, `python tools/bench_work.py JOB DIRECTORY SCALE`, which prints its rates as JSON, so
 nothing that an earlier job left in memory helps or hinders it. Keys and entries are built before the clock starts,
@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, perf_counter_ns, process_time
 
 import bench_peers as peers
 from bench_peers import VALUE, PutAll, Store, make_keys
-from walpool import SyncMode, WALEntry, WALReader, WALWriter
+from walpool import SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
+from walpool.write import appender, coordinator
 
 LOG = "log.wal"
 BATCH_ENTRIES = 1_000
@@ -30,10 +31,13 @@ START_TOGETHER_S = 60.0
 SEGMENT_BYTES = 64 << 20
 SMALL_LOG_BYTES = 1_000_000
 LARGE_LOG_BYTES = 1_000_000_000
+NEVER = 1 << 62
 GROWTH_BLOCKS = 200
 GROWTH_BLOCK_PUTS = 100
 
-Job = Callable[[Path, float], dict[str, float]]  # directory, scale of the work -> rates by name, each per second
+Job = Callable[
+    [Path, float], dict[str, float]
+]  # directory, scale of the work -> figures by name: rates per second, or as the job says
 BatchPeer = Callable[[Path, Sequence[Sequence[bytes]]], Callable[[], None]]
 
 
@@ -165,6 +169,68 @@ def growth(directory: Path, scale: float) -> dict[str, float]:
     return {name: statistics.median(rates) for name, rates in blocks.items()}
 
 
+def rotations(prepared: bool, directory: Path, scale: float) -> dict[str, float]:
+    """How long single NORMAL puts take, in us, while segments of 8 MiB rotate."""
+    if not prepared:
+        coordinator.PREPARE_FROM_BYTES = NEVER
+    keys = make_keys(int(400_000 * scale))
+    with WALWriter(directory / LOG, SyncMode.NORMAL, 8 << 20) as writer:
+        put_ns = []
+        put = writer.put
+        gc.collect()
+        gc.freeze()
+        for key in keys:
+            start = perf_counter_ns()
+            put(key, VALUE)
+            put_ns.append(perf_counter_ns() - start)
+    put_ns.sort()
+    return {
+        name: put_ns[int(len(keys) * share)] / 1e3 for name, share in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
+    }
+
+
+def full_into_growing_files(directory: Path, scale: float) -> dict[str, float]:
+    """One FULL writer, and nothing was written where its frames go: each sync has a new size to make durable."""
+    coordinator.PREPARE_FROM_BYTES = NEVER
+    appender.AHEAD_BYTES = 0
+    return crowd(walpool_full, 1, 8_000, directory, scale)
+
+
+def waiting(directory: Path, scale: float) -> dict[str, float]:
+    """8 FULL writers for 10 s: how evenly they come to their turn, and what it costs them."""
+    seconds = 10 * scale
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(8)
+    done = context.SimpleQueue()
+    log = directory / LOG
+    WALWriter(log).close()
+
+    def member() -> None:
+        with WALWriter(log, SyncMode.FULL) as writer:
+            writer.put(b"first", VALUE)
+            barrier.wait(START_TOGETHER_S)
+            count, cpu, end = 0, process_time(), perf_counter() + seconds
+            while perf_counter() < end:
+                writer.put(b"0123456789abcdef", VALUE)
+                count += 1
+            done.put((count, process_time() - cpu))
+
+    members = [context.Process(target=member) for _ in range(8)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join()
+    counts, cpus = zip(*(done.get() for _ in members), strict=True)
+    with WALMetrics.attach(log) as metrics:
+        syncs = metrics.snapshot().sync_total
+    return {
+        "even": min(counts) / max(counts),
+        "cpu": 100 * sum(cpus) / seconds / 8,
+        "cpu_us": 1e6 * sum(cpus) / sum(counts),
+        "group": sum(counts) / syncs,
+    }
+
+
 def make_batches(count: int) -> list[list[WALEntry]]:
     keys = make_keys(max(2, count) * BATCH_ENTRIES)
     entries = [WALEntry.put(key, VALUE, timestamp=1) for key in keys]
@@ -200,6 +266,10 @@ JOBS: dict[str, Job] = {
     "full-sqlite-8": partial(crowd, peers.sqlite_full, 8, 400),
     "full-plain-1": partial(crowd, peers.plain_synced, 1, 6_000),
     "full-lmdb-1": partial(crowd, peers.lmdb_synced, 1, 4_000),
+    "full-1-growing": full_into_growing_files,
+    "rotations": partial(rotations, True),
+    "rotations-unprepared": partial(rotations, False),
+    "waiting": waiting,
 }
 
 
