@@ -203,7 +203,7 @@ def test_counters_add_up_over_threads() -> None:
     for thread in threads:
         thread.join()
     found = counters.values()
-    assert (found["reads_total"], found["bytes_read"], found["writes_failed"]) == (4000, 12000, 0)
+    assert (found["reads_total"], found["bytes_read"], found["reads_failed"]) == (4000, 12000, 0)
 
 
 def test_a_forked_child_starts_from_zero() -> None:

@@ -11,6 +11,7 @@ SYNC_FAILED = "sync.failed"  # there while the log is poisoned: outlives every p
 PREPARED = "next.segment"  # zeros on disk, waiting to become the next segment
 PINS_LOCK = "pins.lock"
 CHECKPOINT = "checkpoint"
+METRICS = "metrics"
 QUARANTINE = "quarantine"
 
 MAX_LSN = (1 << 63) - 1

@@ -14,7 +14,8 @@ Layout, in 64-bit words of the machine's byte order. One writer per word; `store
      8-9  device, inode   creation       of the control file itself: a copied directory is not the original
    10-12  lock inodes     creation       of append.lock, sync.lock, slots.lock: a replaced lock file is noticed
       16  commit          append         which state copy counts (commit & 1), and how often it changed
-      17  intent          append         commit + 1 while an append is under way: a killed one leaves it so
+      17  intent          append         low 48 bits: commit + 1 while an append is under way: a killed one leaves it
+                                         so; high 16 bits: the slot of the writer that set it
       24  durable LSN     sync           everything at or below it is on disk
       25  syncs           sync           how many syncs leaders made
       26  sync time       sync           ns they took together
@@ -49,6 +50,7 @@ STOP = 6
 _CRC, _DEVICE, _LOCK_INODES = 7, 8, 10
 LOCKS = (APPEND_LOCK, SYNC_LOCK, SLOTS_LOCK)
 COMMIT, INTENT = 16, 17
+INTENT_SLOT_BITS = 48
 DURABLE, SYNCS, SYNC_NS, LEADING, LAST_SYNC_NS, EXPECTED, SYNCED_BATCHES, SYNC_ERRNO = range(24, 32)
 COPIES = (32 * WORD, 48 * WORD)  # byte offsets of state A and B
 SLOT_PIDS = 512
@@ -154,6 +156,11 @@ class Control:
     def publish_filled(self) -> None:
         """Put the other copy in force; by itself, what a killed append filled and did not publish. Lock: append."""
         self.words[COMMIT] += 1  # last: nobody reads past the tail, so a killed writer shows nothing
+
+    def appending_slot(self, commit: int) -> int | None:
+        """The slot of the writer whose append is, or was when it was killed, under way since `commit`."""
+        slot, intent = divmod(self.words[INTENT], 1 << INTENT_SLOT_BITS)
+        return slot if intent == commit + 1 else None
 
     @property
     def durable_lsn(self) -> int:

@@ -11,7 +11,7 @@ from walpool.system.locks import reopen_after_fork
 class ProcessCounters:
     """Plain counters of one process. `add` is for threads; nothing here is on the way of an append that succeeds."""
 
-    FIELDS = ("writes_failed", "reads_total", "reads_failed", "bytes_read", "corrupted_entries", "files_opened")
+    FIELDS = ("reads_total", "reads_failed", "bytes_read", "corrupted_entries", "files_opened")
 
     def __init__(self) -> None:
         self.after_fork()

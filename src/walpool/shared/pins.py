@@ -30,13 +30,18 @@ class Pin:
         self._file.close()
 
 
-def oldest_pin(directory: Directory) -> int:
-    """The first LSN that some reader still wants, or MAX_LSN."""
+def all_pins(directory: Directory) -> list[int]:
+    """The first LSNs that readers still want, each once."""
     try:
         file = directory.open(PINS_LOCK)
     except FileNotFoundError:
-        return MAX_LSN
+        return []
     try:
-        return min(ByteLocks(file).held_by_others(MAX_LSN), default=MAX_LSN)
+        return list(ByteLocks(file).held_by_others(MAX_LSN))
     finally:
         file.close()
+
+
+def oldest_pin(directory: Directory) -> int:
+    """The first LSN that some reader still wants, or MAX_LSN."""
+    return min(all_pins(directory), default=MAX_LSN)

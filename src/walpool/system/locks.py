@@ -30,7 +30,7 @@ MAINTENANCE_POLL_S = 0.005
 LOCK_EX = fcntl.LOCK_EX
 LOCK_SH = fcntl.LOCK_SH
 LOCK_UN = fcntl.LOCK_UN
-_NON_BLOCKING = fcntl.LOCK_EX | fcntl.LOCK_NB
+TRY_EX = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 _BUSY = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 
@@ -38,7 +38,7 @@ _BUSY = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 def try_lock(fd: int) -> bool:
     """Take the flock if it is free now."""
     try:
-        calls.flock(fd, _NON_BLOCKING)
+        calls.flock(fd, TRY_EX)
     except OSError as error:
         if error.errno in _BUSY:
             return False

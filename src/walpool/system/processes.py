@@ -35,6 +35,23 @@ def pid() -> int:
     return calls.getpid()
 
 
+def identity() -> tuple[int, int, int]:
+    """Process id, start (ns) and pid namespace: a later process with the same number differs in these; 0 is unknown."""
+    try:
+        started_ns = int(psutil.Process().create_time() * 1e9)
+    except psutil.Error:
+        started_ns = 0
+    return pid(), started_ns, pid_namespace()
+
+
+def pid_namespace() -> int:
+    """Ids of processes mean something only to processes with the same one."""
+    try:
+        return calls.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
 def random_word() -> int:
     """64 random bits from the system, never 0 in either half."""
     while True:

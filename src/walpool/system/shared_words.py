@@ -14,12 +14,12 @@ WORD = 8
 
 
 class SharedWords:
-    """The mapping of one file's first `size` bytes. The file must have them already."""
+    """The mapping of `size` bytes of one file from `offset`, a multiple of the page size. The file must have them."""
 
-    def __init__(self, file: File, size: int, *, writable: bool) -> None:
+    def __init__(self, file: File, size: int, *, writable: bool, offset: int = 0) -> None:
         protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
         with typed_errors(file.path):
-            mapping = calls.mmap(file.fd, size, flags=mmap.MAP_SHARED, prot=protection)
+            mapping = calls.mmap(file.fd, size, flags=mmap.MAP_SHARED, prot=protection, offset=offset)
         # Unmapped when the last of these views is gone, never under a thread that still looks at a word.
         self.bytes = memoryview(mapping)
         self.words = self.bytes.cast("Q")

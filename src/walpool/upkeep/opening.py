@@ -16,7 +16,6 @@ from walpool.shared.catalog import Segment, holds_frames, list_segments, open_se
 from walpool.shared.control import (
     COMMIT,
     EXPECTED,
-    INTENT,
     LOCKS,
     POISONED,
     ROTATING,
@@ -191,7 +190,7 @@ def _believe_tail(segment: Segment, state: LogState, control: Control, *, others
     if found is None:
         return
     commit = control.words[COMMIT]
-    if control.words[INTENT] != commit + 1:
+    if control.appending_slot(commit) is None:
         raise ControlUnusable("the control block is behind its segment")
     # A process was killed in this append. What it left is nobody's, and the next append covers it; only when it was
     # complete but for the last store, and nobody else is here who may have looked at the log since, it counts.

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from walpool.errors import WALError
+from walpool.shared.slot_rows import BUFFERED, SlotRow
 
 log = logging.getLogger("walpool")
 
@@ -18,12 +19,12 @@ class Buffer:
     def __init__(
         self,
         append: Callable[[bytes, int, int], int],
-        published: Callable[[bytes], bool],
+        last_published: Callable[[], object],
         limit_bytes: int,
         linger_s: float,
     ) -> None:
         self._append = append  # (body, count, largest entry's bytes) -> first LSN
-        self._published = published  # whether this very body was the last that this writer published
+        self._last_published = last_published  # the last body that this writer published
         self._limit_bytes = limit_bytes
         self._linger_s = linger_s
         self._lock = threading.Lock()
@@ -31,6 +32,7 @@ class Buffer:
         self._bytes = 0
         self._largest = 0
         self._timer: threading.Timer | None = None
+        self.row: SlotRow | None = None
 
     def add(self, body: bytes) -> None:
         with self._lock:
@@ -39,6 +41,8 @@ class Buffer:
             self._bodies.append(body)
             self._bytes += len(body)
             self._largest = max(self._largest, len(body))
+            if self.row is not None:
+                self.row.words[BUFFERED] = self._bytes
             if self._timer is None:
                 self._linger()
 
@@ -59,10 +63,12 @@ class Buffer:
         try:
             self._append(body, len(self._bodies), self._largest)
         except BaseException:
-            if self._published(body):  # an interrupt came between the publication and us
+            if self._last_published() is body:  # an interrupt came between the publication and us
                 self._bodies, self._bytes, self._largest = [], 0, 0
             raise
         self._bodies, self._bytes, self._largest = [], 0, 0
+        if self.row is not None:
+            self.row.words[BUFFERED] = 0
 
     def _linger(self) -> None:
         timer = threading.Timer(self._linger_s, self._lingered)

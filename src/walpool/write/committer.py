@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from walpool.errors import LogClosed, SyncFailed, UnsafeLog, WALError
 from walpool.format.names import segment_name
-from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import (
     DURABLE,
@@ -28,6 +27,7 @@ from walpool.shared.control import (
     LogState,
 )
 from walpool.shared.poison import poison, sync_failed
+from walpool.shared.slot_rows import IDLE, SYNC, SYNC_WAITS, SYNCING, SYNCS_LED, SlotRow
 from walpool.system.calls import calls
 from walpool.system.files import File
 from walpool.system.locks import LOCK_UN, try_lock
@@ -43,8 +43,9 @@ LONGEST_NS = 20_000_000  # a sync of many bytes says nothing about the next one
 
 
 class Committer:
-    def __init__(self, opened: OpenLog, options: WriterOptions) -> None:
+    def __init__(self, opened: OpenLog, row: SlotRow | None) -> None:
         self._log = opened
+        self._row = row
         self._words = opened.control.words
         self._mutex = threading.Lock()  # one leader among our threads
         self._synced: File | None = None  # the active segment, as the leader last synced it
@@ -68,6 +69,18 @@ class Committer:
             ) from error
 
     def _settle(self, lsn: int) -> int:
+        words, row = self._words, self._row
+        if words[DURABLE] >= lsn:
+            return words[DURABLE]
+        if row is not None:
+            row.doing(SYNCING)
+        try:
+            return self._wait_or_lead(lsn)
+        finally:
+            if row is not None:
+                row.doing(IDLE)
+
+    def _wait_or_lead(self, lsn: int) -> int:
         words, halves = self._words, self._log.control.halves
         looks = 0
         while words[DURABLE] < lsn:
@@ -77,6 +90,8 @@ class Committer:
                 continue
             calls.sleep(max(LOOK_AGAIN_S, 0 if looks else min(words[LAST_SYNC_NS], LONGEST_NS) * UNSEEN))
             looks += 1
+        if looks and self._row is not None:
+            self._row.add(SYNC_WAITS)
         return words[DURABLE]
 
     def _lead(self, lsn: int) -> bool:
@@ -109,6 +124,9 @@ class Committer:
                 words[LAST_SYNC_NS] = min(took_ns, LONGEST_NS)
                 words[EXPECTED] = max(0, self._log.control.state().batches - words[SYNCED_BATCHES])
                 words[SYNCED_BATCHES] = state.batches
+                if self._row is not None:
+                    self._row.add(SYNCS_LED)
+                    self._row.record_ns(SYNC, took_ns)
                 return True
             finally:
                 calls.flock(fd, LOCK_UN)

@@ -20,6 +20,7 @@ from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
 from walpool.shared.counters import counters_of
 from walpool.shared.metrics import WALMetrics
+from walpool.shared.slot_rows import SlotRow, claim_row
 from walpool.system.calls import calls
 from walpool.system.files import typed_error, typed_errors
 from walpool.system.locks import Maintenance, reopen_after_fork
@@ -96,12 +97,12 @@ class WALWriter:
         self._path = path
         self._options = options
         self._closed = False
-        self._stale: OpenLog | None = None
         self._opening = threading.RLock()
         self._time_ns = calls.time_ns
         self._one_by_one = options.sync_mode is SyncMode.NORMAL
         self._report: RecoveryReport | None = None
         self._counters = counters_of(path)
+        self._row: SlotRow | None = None
         self._buffer: Buffer | None = None
         if options.sync_mode is SyncMode.NONE:
             self._buffer = self._new_buffer()
@@ -109,12 +110,8 @@ class WALWriter:
         reopen_after_fork(self)
 
     def _new_buffer(self) -> Buffer:
-        options = self._options
-        limit_bytes = min(options.buffer_bytes, options.size_limit - HEADER_BYTES - FRAME_BYTES)
-        return Buffer(self._append, self._published, limit_bytes, options.linger_s)
-
-    def _published(self, body: bytes) -> bool:
-        return self._log is not None and self._appender.last_body is body
+        limit_bytes = min(self._options.buffer_bytes, self._options.size_limit - HEADER_BYTES - FRAME_BYTES)
+        return Buffer(self._append, lambda: self._log and self._appender.last_body, limit_bytes, self._options.linger_s)
 
     def _reopen(self) -> Appender:
         """Open the log, again if need be; the appender to use. Slow path: first use in this process."""
@@ -123,12 +120,14 @@ class WALWriter:
                 raise LogClosed(f"{self._path}: the writer is closed")
             if self._log is None:
                 opened = open_log(self._path, self._options)
-                self._appender = Appender(opened, self._options)
-                self._committer = Committer(opened, self._options)
+                self._row = claim_row(opened.directory, opened.slot, self._options)
+                self._appender = Appender(opened, self._options, self._row)
+                self._committer = Committer(opened, self._row)
                 self._coordinator = Coordinator(opened, self._options, self._committer)
                 self._report = opened.report
                 self._log = opened
                 if self._buffer is not None:
+                    self._buffer.row = self._row
                     close_at_exit(self)
                 self._counters.add(files_opened=1)
             return self._appender
@@ -205,8 +204,8 @@ class WALWriter:
         if isinstance(error, Retired):
             self._let_go()
             return self._append(body, count, largest)
-        if self._options.metrics and not isinstance(error, LogClosed):
-            self._counters.add(writes_failed=1)
+        if self._row is not None:
+            self._row.count_failure(error)
         if isinstance(error, OSError):
             raise typed_error(error, self._path) from error
         raise error
@@ -224,8 +223,10 @@ class WALWriter:
             log.warning("%s: %s; the next append tries again", self._path, error)
 
     def _wake_helpers(self, appender: Appender) -> None:
-        self._counters.add(files_opened=appender.rotations)
-        appender.rotations = 0
+        appender.count_waits()
+        if appender.rotations:
+            self._counters.add(files_opened=appender.rotations)
+            appender.rotations = 0
         if appender.wanted:
             appender.wanted = False
             self._coordinator.wake()

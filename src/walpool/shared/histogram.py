@@ -1,0 +1,88 @@
+"""Histograms in shared memory: how often each magnitude was seen, by log-spaced buckets.
+
+A value is a whole number of units. Below 32 units every value has its own bucket; above, an octave has 16, so a bucket
+is 1/16 to 1/32 of its value wide and a quantile is off by at most 3.2 per cent (or half a unit).
+Holds: one writer per row of buckets; buckets only rise, so the difference of two looks is a histogram of the time
+between them, and the sum of two rows one of both.
+"""
+
+from dataclasses import dataclass
+from itertools import zip_longest
+
+BUCKETS = 400  # values below 2**28 units; the last bucket takes all above
+_STEPS = 16  # buckets in an octave
+_STEP_BITS = 4
+
+SECONDS = 256e-9  # a unit of time: 28 bits of it are 68 s
+TIME_SHIFT = 8  # ns >> 8 is a number of them
+
+
+def bucket_of(units: int) -> int:
+    """The bucket that counts `units`."""
+    if units < 2 * _STEPS:
+        return max(0, units)
+    octave = units.bit_length() - _STEP_BITS - 1
+    return min(BUCKETS - 1, octave * _STEPS + (units >> octave))
+
+
+def lowest_in(bucket: int) -> int:
+    """The smallest number of units that `bucket` counts."""
+    if bucket < 2 * _STEPS:
+        return bucket
+    octave = bucket // _STEPS - 1
+    return (bucket - octave * _STEPS) << octave
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """What was counted, at one moment: add histograms to merge them, subtract an earlier one for the time since."""
+
+    counts: tuple[int, ...] = ()  # by bucket; empty where nothing was counted
+    sum: float = 0.0  # of all values, in seconds or entries
+    unit: float = SECONDS  # what one unit is worth
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def quantile(self, q: float) -> float:
+        """The value that a share `q` of all values does not exceed, in seconds or entries; 0.0 of nothing."""
+        if not 0.0 <= q <= 1.0:
+            raise ValueError(f"q must be from 0.0 to 1.0, not {q}")
+        wanted = q * self.count
+        seen = 0
+        for bucket, count in enumerate(self.counts):
+            seen += count
+            if count and seen >= wanted:
+                return self._middle(bucket)
+        return 0.0
+
+    @property
+    def max(self) -> float:
+        return self.quantile(1.0)
+
+    def _middle(self, bucket: int) -> float:
+        low, high = lowest_in(bucket), lowest_in(bucket + 1) - 1
+        return (low + high) / 2 * self.unit
+
+    def buckets(self) -> list[tuple[float, int]]:
+        """(upper bound, how many values do not exceed it), for every bucket with a value in it."""
+        found, seen = [], 0
+        for bucket, count in enumerate(self.counts):
+            seen += count
+            if count:
+                found.append(((lowest_in(bucket + 1) - 1) * self.unit, seen))
+        return found
+
+    def __add__(self, other: "Histogram") -> "Histogram":
+        counts = tuple(a + b for a, b in zip_longest(self.counts, other.counts, fillvalue=0))
+        return Histogram(counts, self.sum + other.sum, self.unit)
+
+    def __sub__(self, earlier: "Histogram") -> "Histogram":
+        counts = tuple(max(0, a - b) for a, b in zip_longest(self.counts, earlier.counts, fillvalue=0))
+        return Histogram(counts, max(0.0, self.sum - earlier.sum), self.unit)
+
+    def as_dict(self) -> dict[str, float]:
+        """What people ask of it; the buckets are for those who merge."""
+        quantiles = {name: self.quantile(q) for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999))}
+        return {"count": self.count, "sum": self.sum, **quantiles, "max": self.max}

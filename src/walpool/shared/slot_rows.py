@@ -1,0 +1,259 @@
+"""Slot rows: what each writer has done and is doing, in memory that any process can read.
+
+The file `metrics` has one row of 16 KiB for each slot, after one for the header and one that all writers share whose
+slot is beyond the last. Layout of a row, in 64-bit words of the machine's byte order:
+
+    word  name            meaning
+       0  claims          how often the row was claimed, twice; odd while a writer puts its identity there
+     1-7  identity        process id, its start (ns), pid namespace, opened (ns), sync mode, closed (ns; 0: not closed)
+    8-15  name            64 bytes of UTF-8
+   16-31  totals          see TOTALS: in the life of the row, whoever owned it
+   32-47  at claim        the totals when the present owner came
+   48-51  sums            of the four histograms, in units
+   52-53  last error      when (ns), bytes of its text
+   56-71  its text        128 bytes of UTF-8
+   128-   histograms      see HISTOGRAMS, BUCKETS words each
+
+Holds: one writer per word, the one that holds the slot's byte of slots.lock; totals and buckets only rise, and a new
+owner goes on from what is there. So nothing has to be folded when a writer dies: the log's totals are the sums of all
+rows, whoever was killed where, and what one writer did is its row less the row at its claim. (Writers that share the
+last row may lose counts to each other; it is marked.) Metrics are never worth an append: without room for a row, or
+with a file that is not ours, a writer goes uncounted and says so in the log.
+"""
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from walpool.errors import BatchTooLarge, EntryTooLarge, LogBusy, LogClosed, LogFull, SyncFailed, UnsafeLog, WALError
+from walpool.format.names import METRICS
+from walpool.options import SyncMode, WriterOptions
+from walpool.shared.histogram import BUCKETS, SECONDS, TIME_SHIFT, Histogram, bucket_of
+from walpool.system import clock, processes
+from walpool.system.files import READ, Directory, File
+from walpool.system.shared_words import WORD, SharedWords
+
+log = logging.getLogger("walpool")
+
+MAGIC = int.from_bytes(b"WALPROWS", "big")
+LAYOUT = 1
+ROW_BYTES = 1 << 14  # whole pages on every machine, so that a writer maps its own row and no other
+ROWS = 1024  # slots with a row of their own
+SHARED_ROW = -1  # the row of all other slots
+_HEADER = MAGIC.to_bytes(8, "little") + LAYOUT.to_bytes(8, "little") + ROW_BYTES.to_bytes(8, "little")
+
+CLAIMS, PID, STARTED_NS, PID_NAMESPACE, OPENED_NS, MODE, CLOSED_NS = range(7)
+NAME, NAME_BYTES = 8, 64
+TOTALS = (
+    "batches", "more_entries", "bytes", "contended", "syncs_led", "sync_waits", "rotations", "buffered_bytes",
+    "state", "state_since_ns", "last_append_ns", "busy", "full", "sync_failed", "too_large", "other",
+)  # fmt: skip
+(BATCHES, MORE_ENTRIES, BYTES, CONTENDED, SYNCS_LED, SYNC_WAITS, ROTATIONS, BUFFERED, DOING, SINCE_NS, LAST_APPEND_NS,
+ BUSY, FULL, SYNC_FAILED, TOO_LARGE, OTHER) = range(16, 32)  # fmt: skip
+FAILURES = {"busy": BUSY, "full": FULL, "sync_failed": SYNC_FAILED, "too_large": TOO_LARGE, "other": OTHER}
+_GAUGES = {BUFFERED, DOING, SINCE_NS, LAST_APPEND_NS}  # they say what is, not how often
+AT_CLAIM = 32
+SUMS, ERROR_NS, ERROR_LENGTH = 48, 52, 53
+ERROR, ERROR_BYTES = 56, 128
+LOCK_WAIT, SYNC, APPEND, BATCH = range(4)  # HISTOGRAMS: waiting for the append lock when another process had it, syncs
+HISTOGRAMS = 128  # that this writer led, appends (about one in a thousand is timed), entries of batches of two and more
+
+IDLE, WAITING, SYNCING = range(3)
+STATES = ("idle", "waiting for the lock", "waiting for a sync")
+_MODES = tuple(SyncMode)
+
+
+class SlotRow:
+    """A writer's own row. The appender stores BATCHES, BYTES and MORE_ENTRIES itself, under its mutex."""
+
+    def __init__(self, words: memoryview, mode: SyncMode, name: str | None, *, shared: bool = False) -> None:
+        self.words = words
+        self.shared = shared  # with the writers of other slots
+        self._lock = threading.Lock()  # for what threads of this writer count outside the append mutex
+        identity = processes.identity()
+        text = (name or "").encode(errors="replace")[:NAME_BYTES].ljust(NAME_BYTES, b"\0")
+        words[CLAIMS] = words[CLAIMS] + 1 | 1  # odd, also after a claim that a kill ended
+        words[PID], words[STARTED_NS], words[PID_NAMESPACE] = identity
+        words[OPENED_NS], words[MODE], words[CLOSED_NS] = clock.time_ns(), _MODES.index(mode), 0
+        _put_text(words, NAME, text)
+        for at in range(BATCHES, AT_CLAIM):
+            if at in _GAUGES:
+                words[at] = 0
+            words[AT_CLAIM + at - BATCHES] = words[at]
+        words[CLAIMS] = words[CLAIMS] + 1
+
+    def add(self, at: int, count: int = 1) -> None:
+        with self._lock:
+            self.words[at] += count
+
+    def record(self, histogram: int, units: int) -> None:
+        words = self.words
+        with self._lock:
+            words[HISTOGRAMS + histogram * BUCKETS + bucket_of(units)] += 1
+            words[SUMS + histogram] += max(0, units)
+
+    def record_ns(self, histogram: int, ns: int) -> None:
+        self.record(histogram, ns >> TIME_SHIFT)
+
+    def doing(self, state: int) -> None:
+        self.words[SINCE_NS] = clock.time_ns()
+        self.words[DOING] = state
+
+    def failed(self, kind: str, text: str) -> None:
+        with self._lock:
+            self.words[FAILURES[kind]] += 1
+            data = text.encode(errors="replace")[:ERROR_BYTES]
+            _put_text(self.words, ERROR, data.ljust(ERROR_BYTES, b"\0"))
+            self.words[ERROR_LENGTH] = len(data)
+            self.words[ERROR_NS] = clock.time_ns()
+
+    def close(self) -> None:
+        """Ended in order, so nobody will call it killed."""
+        self.words[DOING] = IDLE
+        self.words[CLOSED_NS] = clock.time_ns()
+
+    def count_failure(self, error: BaseException) -> None:
+        """Count an append that raised; of a closed writer nothing is left to count."""
+        if isinstance(error, LogClosed):
+            return
+        kind = next((kind for kind, types in _KINDS.items() if isinstance(error, types)), "other")
+        self.failed(kind, str(error) or type(error).__name__)
+
+
+_KINDS: dict[str, type[WALError] | tuple[type[WALError], ...]] = {
+    "busy": LogBusy,
+    "full": LogFull,
+    "sync_failed": SyncFailed,
+    "too_large": (EntryTooLarge, BatchTooLarge),
+}
+
+
+def _put_text(words: memoryview, at: int, data: bytes) -> None:
+    for place, word in enumerate(memoryview(data).cast("Q"), at):
+        words[place] = word
+
+
+def claim_row(directory: Directory, slot: int, options: WriterOptions) -> SlotRow | None:
+    """The row of a writer that just took `slot`, if it wants one and there is one."""
+    if not options.metrics:
+        return None
+    try:
+        return claim(directory, slot, options.mode, options.sync_mode, options.name)
+    except (WALError, OSError) as error:
+        log.warning("%s: this writer will not show in the metrics: %s", directory.path, str(error))  # no frames kept
+        return None
+
+
+def claim(directory: Directory, slot: int, file_mode: int, mode: SyncMode, name: str | None) -> SlotRow:
+    """The row of `slot`, whose byte the caller holds. Raises WALError or OSError: then there is none."""
+    file = directory.open_or_create(METRICS, file_mode)
+    try:
+        if file.size() < 2 * ROW_BYTES:  # new: whoever comes at the same instant writes the same
+            file.write(_HEADER.ljust(2 * ROW_BYTES, b"\0"), 0)
+        if file.read(len(_HEADER), 0) != _HEADER:
+            raise UnsafeLog(file.path, "not a metrics file of this version; remove it when no writer has the log open")
+        row = slot if slot < ROWS else SHARED_ROW
+        at = _offset(row)
+        if row != SHARED_ROW:
+            # As it is, but in real blocks: a store into a hole of a full disk is SIGBUS.
+            file.write(file.read(ROW_BYTES, at).ljust(ROW_BYTES, b"\0"), at)
+        words = SharedWords(file, ROW_BYTES, writable=True, offset=at).words
+        return SlotRow(words, mode, name, shared=row == SHARED_ROW)
+    finally:
+        file.close()
+
+
+def _offset(row: int) -> int:
+    return (2 + row) * ROW_BYTES
+
+
+# Reading
+
+
+class Failures(NamedTuple):
+    """Appends that raised, by what they raised."""
+
+    busy: int = 0  # LogBusy
+    full: int = 0  # LogFull
+    sync_failed: int = 0
+    too_large: int = 0  # BatchTooLarge
+    other: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowValues:
+    """One row at one moment: what its present owner is and did, and what the row counts for the log."""
+
+    slot: int
+    pid: int
+    started_ns: int
+    pid_namespace: int
+    opened_ns: int
+    sync_mode: str
+    closed: bool
+    name: str
+    totals: dict[str, int]  # of the row's life
+    own: dict[str, int]  # since its present owner came
+    histograms: tuple[Histogram, ...]  # of the row's life
+    error: str  # the last one, "" for none
+    error_ns: int
+
+
+def read_rows(directory: Directory) -> list[RowValues]:
+    """Every row that was ever claimed, without a lock. A row that makes no sense is left out; no file is no rows."""
+    try:
+        file = directory.open(METRICS, READ)
+    except (FileNotFoundError, WALError):
+        return []
+    try:
+        if file.read(len(_HEADER), 0) != _HEADER:
+            return []
+        rows = (file.size() - 2 * ROW_BYTES) // ROW_BYTES
+        found = [_read_row(file, row) for row in range(SHARED_ROW, min(rows, ROWS))]
+        return [values for values in found if values is not None]
+    finally:
+        file.close()
+
+
+def _read_row(file: File, row: int) -> RowValues | None:
+    """Read, not mapped: a file that somebody truncates is a short read, and not SIGBUS."""
+    for _ in range(3):
+        data = file.read(ROW_BYTES, _offset(row))
+        if len(data) < ROW_BYTES:
+            return None
+        words = memoryview(data).cast("Q")
+        if not words[CLAIMS]:
+            return None  # never claimed
+        if not words[CLAIMS] & 1:
+            break  # else its identity changes this very moment
+    totals = {name: words[at] for at, name in enumerate(TOTALS, BATCHES)}
+    own = {
+        name: words[at] if at in _GAUGES else max(0, words[at] - words[at - BATCHES + AT_CLAIM])
+        for at, name in enumerate(TOTALS, BATCHES)
+    }
+    return RowValues(
+        slot=row,
+        pid=words[PID],
+        started_ns=words[STARTED_NS],
+        pid_namespace=words[PID_NAMESPACE],
+        opened_ns=words[OPENED_NS],
+        sync_mode=_MODES[words[MODE]].value if words[MODE] < len(_MODES) else "unknown",
+        closed=words[CLOSED_NS] != 0,
+        name=_text(data, NAME, NAME_BYTES),
+        totals=totals,
+        own=own,
+        histograms=tuple(_histogram(words, which) for which in range(4)),
+        error=_text(data, ERROR, min(ERROR_BYTES, words[ERROR_LENGTH])),
+        error_ns=words[ERROR_NS],
+    )
+
+
+def _text(data: bytes, at: int, length: int) -> str:
+    return data[at * WORD : at * WORD + length].rstrip(b"\0").decode(errors="replace")
+
+
+def _histogram(words: memoryview, which: int) -> Histogram:
+    start = HISTOGRAMS + which * BUCKETS
+    unit = 1.0 if which == BATCH else SECONDS
+    return Histogram(tuple(words[start : start + BUCKETS].tolist()), words[SUMS + which] * unit, unit)
