@@ -1,5 +1,6 @@
 """The README's example runs as printed, its commands exist, and docs/format.md is what the code says."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tools import format_doc
+from walpool.shared.slot_rows import TOTALS
+from walpool.shared.snapshot import Snapshot, WriterRow
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,3 +40,9 @@ def test_each_page_the_readme_links_to_exists(page: str) -> None:
 
 def test_the_format_page_is_what_the_code_says() -> None:
     assert format_doc.PAGE.read_text() == format_doc.render(), "run python tools/format_doc.py"
+
+
+def test_the_page_of_metrics_names_every_field() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    fields = [field.name for kind in (Snapshot, WriterRow) for field in dataclasses.fields(kind)]
+    assert [name for name in (*fields, *TOTALS) if f"`{name}`" not in text] == []

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "walpool"
-ROOMS = ["format", "system", "shared", "read", "upkeep", "write", "cli"]  # each may import itself and those before it
+# Each may import itself and those before it.
+ROOMS = ["format", "system", "shared", "read", "upkeep", "write", "integrations", "cli"]
 LEAVES = ["errors", "options"]  # anyone may import them
 STRANGERS = [("write", "read"), ("read", "write")]  # never, in either direction
 
@@ -233,4 +234,4 @@ def test_a_file_is_short_enough_to_hold_one_idea(file: Path) -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_has_a_handful_of_files(room: str) -> None:
     files = [file for file in (SOURCE / room).glob("*.py") if file.name != "__init__.py"]
-    assert len(files) <= (16 if room == "cli" else 10), [file.name for file in files]
+    assert len(files) <= (16 if room == "cli" else 12), [file.name for file in files]

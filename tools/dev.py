@@ -39,7 +39,7 @@ def demo(args: Sequence[str]) -> NoReturn:
 
 
 def test(args: Sequence[str]) -> NoReturn:
-    set_up("dev")
+    set_up("dev", "monitor", "prometheus")
     os.chdir(ROOT)
     become(pytest(*args))
 
@@ -48,7 +48,7 @@ def lint(args: Sequence[str]) -> int:
     if list(args) not in ([], ["--fix"]):
         say("lint takes no arguments but --fix")
         return 2
-    set_up("dev")
+    set_up("dev", "monitor", "prometheus")
     fix = bool(args)
     steps: dict[str, list[str | Path]] = {
         "ruff format": [PYTHON, "-m", "ruff", "format", *([] if fix else ["--check"])],

@@ -23,6 +23,8 @@ COMMANDS = {
     "cat": "print entries",
     "dump": "print headers and frames, one line each, with offsets",
     "stat": "print positions, segments, totals and writers",
+    "monitor": "show what the log and each of its writers are doing, live",
+    "export": "serve the figures to Prometheus over HTTP",
     "verify": "read everything and report each finding",
     "repair": "say what it would take to have no damage; with --apply do it, keeping what is cut",
     "checkpoint": "state that nothing at or below an LSN is needed any more",

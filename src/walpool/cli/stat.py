@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 
 from walpool import WALMetrics
 from walpool.cli.exits import Exit, one_line
+from walpool.cli.live.figures import failure_kinds, spread, writer_table
 from walpool.cli.output import megabytes, print_json
 from walpool.errors import LogNotFound
 from walpool.format.names import segment_name
 from walpool.read.scan import FrameWindow, scan_segment
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import ControlUnusable
-from walpool.shared.metrics import Snapshot
+from walpool.shared.snapshot import Snapshot
 from walpool.system.files import Directory
 
 ROWS_SHOWN = 10  # of segments, the newest, for people; JSON has them all
@@ -61,7 +62,9 @@ class Standing:
         """Ready for JSON; `totals` and `writers` are null without a control block that counts."""
         totals = None if self.snapshot is None else self.snapshot.as_dict()
         writers = None if totals is None else totals.pop("writers")
-        for name in THIS_PROCESS:
+        killed = None if totals is None else totals.pop("killed_writers")
+        readers = None if totals is None else totals.pop("readers")
+        for name in NOT_TOTALS:
             if totals is not None:
                 totals.pop(name, None)
         return {
@@ -73,14 +76,16 @@ class Standing:
             "segments": [asdict(row) for row in self.segments],
             "totals": totals,
             "writers": writers,
+            "killed_writers": killed,
+            "readers": readers,
             "unusable_control": self.reason or None,
         }
 
 
-# What a snapshot counts for the process that takes it, which is us: we have done nothing.
-THIS_PROCESS = (
-    "writes_failed", "reads_total", "reads_failed", "bytes_read", "corrupted_entries", "files_opened",
-    "write_success_rate", "read_success_rate", "next_lsn", "durable_lsn", "segments",
+# What a snapshot counts for the process that takes it, which is us: we have done nothing. And what stands elsewhere.
+NOT_TOTALS = (
+    "reads_total", "reads_failed", "bytes_read", "corrupted_entries", "files_opened", "read_success_rate",
+    "next_lsn", "durable_lsn", "segments", "taken_at",
 )  # fmt: skip
 
 
@@ -133,13 +138,15 @@ def render(found: Standing) -> str:
 
 
 def _totals(totals: Snapshot) -> list[str]:
-    sync_ms = 1000 * totals.sync_seconds_total / totals.sync_total if totals.sync_total else 0.0
-    writers = [
-        f"slot {row.slot}, pid {row.pid or 'unknown'} {one_line(row.process)}".rstrip() for row in totals.writers
-    ]
     return [
         f"appended  {totals.batches_total:,} batches, {megabytes(totals.bytes_written)};"
         f" entries of {totals.avg_entry_size:,.0f} bytes on average, {totals.max_entry_size:,} at most",
-        f"synced    {totals.sync_total:,} times, {sync_ms:.2f} ms on average; {totals.rotation_count:,} rotations",
-        f"writers   {len(writers)} alive" + "".join(f"\n          {writer}" for writer in writers),
+        f"failed    {totals.writes_failed:,} appends{failure_kinds(totals.failures_by_kind)}",
+        f"synced    {totals.sync_total:,} times, {spread(totals.sync_duration)}; {totals.rotation_count:,} rotations",
+        f"append    {spread(totals.append_duration)} (sampled); {totals.lock_waits:,} waited for the lock,"
+        f" {spread(totals.lock_wait)} over all",
+        f"writers   {len(totals.writers)} alive"
+        + (f", {len(totals.killed_writers)} ended without close()" if totals.killed_writers else ""),
+        *(f"          {line}" for line in writer_table(totals)),
+        *(f"reader    on LSN {row.first_lsn:,}, {row.lag:,} behind" for row in totals.readers),
     ]

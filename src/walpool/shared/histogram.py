@@ -74,6 +74,14 @@ class Histogram:
                 found.append(((lowest_in(bucket + 1) - 1) * self.unit, seen))
         return found
 
+    def cumulative(self, exponents: range) -> list[tuple[float, int]]:
+        """(bound, how many values do not exceed it), for the same bounds at every look: 2**exponent units.
+
+        Of whole entries the bound is one less: then it is exact.
+        """
+        less = 1 if self.unit == 1.0 else 0
+        return [((2**at - less) * self.unit, sum(self.counts[: bucket_of(2**at)])) for at in exponents]
+
     def __add__(self, other: "Histogram") -> "Histogram":
         counts = tuple(a + b for a, b in zip_longest(self.counts, other.counts, fillvalue=0))
         return Histogram(counts, self.sum + other.sum, self.unit)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -66,3 +67,24 @@ def describe(process_id: int) -> str:
         return psutil.Process(process_id).name()
     except (psutil.Error, ValueError, OverflowError):
         return ""
+
+
+class Usage:
+    """What processes use, for people: CPU since the last look (per cent of a core) and memory (bytes)."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, psutil.Process] = {}
+
+    def look(self, process_ids: Iterable[int]) -> dict[int, tuple[float, int]]:
+        """Of each that is there and may be asked."""
+        known, self._processes = self._processes, {}
+        found = {}
+        for process_id in process_ids:
+            try:
+                process = known.get(process_id) or psutil.Process(process_id)
+                with process.oneshot():
+                    found[process_id] = process.cpu_percent(), process.memory_info().rss
+                self._processes[process_id] = process
+            except (psutil.Error, ValueError, OverflowError):
+                continue
+        return found

@@ -1,0 +1,249 @@
+"""The monitor's screen, of Textual (extra `monitor`).
+
+Holds: one timer looks at the log and draws everything from that look; keys change only how it is drawn. What goes
+wrong with the log ends the screen, and is said when the terminal is a person's again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from textual.app import App, ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import DataTable, Footer, Sparkline, Static
+
+from walpool.cli.exits import one_line
+from walpool.cli.live.figures import duration, spread
+from walpool.cli.live.watch import Look, Watch, as_dict, errors, who
+from walpool.errors import WALError
+from walpool.shared.histogram import Histogram
+from walpool.shared.snapshot import Delta, Snapshot, WriterRow
+from walpool.system import clock
+from walpool.system.processes import Usage
+
+LOOKS_KEPT = 240
+LEAST_COLUMNS, LEAST_ROWS = 80, 24
+BAR = 16
+SYNC_BOUNDS = {"< 128 us": 128e-6, "< 512 us": 512e-6, "< 2 ms": 2.1e-3, "< 8 ms": 8.4e-3, "longer": float("inf")}
+SORTS = ("slot", "entries/s", "MB", "failed", "CPU")
+COLUMNS = ("slot", "pid", "name", "mode", "entries/s", "entries", "MB", "failed", "CPU %", "RSS MB", "state")
+HELP = """\
+s  sort the writers by the next column     p  pause, and go on
+r  begin the plot and the window anew      c  copy the last look as JSON
+?  this help                               q  quit
+
+Rates are those since the last look; latencies those of the window, since r or since the start.
+An append is timed about once in a thousand. A lock wait counts every append: one that did not wait as 0.
+A writer that ended without close() is marked killed until another takes its slot.
+CPU and memory are those of the whole process. * marks figures of all writers beyond the last row."""
+
+
+class Help(ModalScreen[None]):
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,question_mark,q", "dismiss", "Close")]
+
+    def compose(self) -> ComposeResult:
+        yield Static(HELP, id="help")
+
+
+class MonitorApp(App[None]):
+    TITLE = "walpool monitor"
+    CSS = """
+    #help { width: 100%; height: auto; margin: 2 2; padding: 1 2; border: round; }
+    Help { align: center middle; }
+    Sparkline { height: 3; }
+    #figures { height: auto; }
+    #left { width: 1fr; height: auto; } #right { width: 1fr; height: auto; }
+    DataTable { height: 1fr; min-height: 4; }
+    #below { height: auto; max-height: 6; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("s", "sort", "Sort"),
+        ("p", "pause", "Pause"),
+        ("r", "reset", "Reset"),
+        ("c", "copy", "Copy JSON"),
+        ("question_mark", "help", "Help"),
+        ("q", "quit", "Quit"),
+    ]
+
+    def __init__(self, path: str, watch: Watch, interval_s: float) -> None:
+        super().__init__()
+        self._path = one_line(path)
+        self._watch = watch
+        self._interval_s = interval_s
+        self._begin: Snapshot = watch.first
+        self._rates: deque[float] = deque([0.0] * 2, maxlen=LOOKS_KEPT)
+        self._looked: Look | None = None
+        self._sort = 0
+        self.paused = False
+        self.ended_by: WALError | None = None
+        self._usage = Usage()
+        self._usages: dict[int, tuple[float, int]] = {}
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="head", markup=False)
+        with Horizontal(id="figures"):
+            yield Static(id="left", markup=False)
+            yield Static(id="right", markup=False)
+        yield Sparkline(self._rates, id="plot")
+        yield DataTable(id="writers", zebra_stripes=True, cursor_type="row")
+        with VerticalScroll(id="below"):
+            yield Static(id="rest", markup=False)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.query_one(DataTable).add_columns(*COLUMNS)
+        self.look()
+        self.set_interval(self._interval_s, self.look)
+
+    def look(self) -> None:
+        """The timer: look, and draw."""
+        if self.paused:
+            return
+        try:
+            self._looked = self._watch.look()
+        except WALError as error:
+            self.ended_by = error
+            self.exit()
+            return
+        self._rates.append(self._looked.since.entries_per_s)
+        pids = {row.pid for row in self._looked.now.writers if row.process}
+        self._usages = self._usage.look(pids)
+        self.draw()
+
+    def draw(self) -> None:
+        if self._looked is None:
+            return
+        now, since = self._looked
+        window = now.delta(self._begin)
+        width, height = self.size
+        if width < LEAST_COLUMNS or height < LEAST_ROWS:
+            self.query_one("#head", Static).update(f"{width}x{height}: the screen needs {LEAST_COLUMNS}x{LEAST_ROWS}")
+            return
+        paused = "  PAUSED" if self.paused else ""
+        self.query_one("#head", Static).update(
+            f"{self._path}  {since.entries_per_s:,.0f} entries/s  {since.bytes_per_s / 1e6:,.2f} MB/s{paused}"
+        )
+        self.query_one("#left", Static).update("\n".join(left(now, since)))
+        self.query_one("#right", Static).update("\n".join(right(now, window)))
+        self.query_one("#plot", Sparkline).data = list(self._rates)
+        self._draw_writers(now, since)
+        self.query_one("#rest", Static).update("\n".join(below(now)))
+
+    def _draw_writers(self, now: Snapshot, since: Delta) -> None:
+        rows = [(row, self._cells(row, since, killed=False)) for row in now.writers]
+        rows += [(row, self._cells(row, since, killed=True)) for row in now.killed_writers]
+        key = SORT_KEYS[SORTS[self._sort]]
+        rows.sort(key=lambda pair: key(pair[0], pair[1], since))
+        table = self.query_one(DataTable)
+        table.clear()
+        for _, cells in rows:
+            table.add_row(*cells)
+        table.border_title = f"{len(now.writers)} writers, by {SORTS[self._sort]}"
+
+    def _cells(self, row: WriterRow, since: Delta, *, killed: bool) -> tuple[str, ...]:
+        usage = None if killed else self._usages.get(row.pid)
+        return (
+            f"{row.slot}{'*' if row.shares_row else ''}",
+            str(row.pid or "?"),
+            who(row),
+            row.sync_mode or "-",
+            f"{since.per_s(since.writer_entries.get(row.slot, 0)):,.0f}" if not killed else "-",
+            f"{row.entries:,}",
+            f"{row.bytes / 1e6:,.1f}",
+            f"{row.failures:,}",
+            f"{usage[0]:.0f}" if usage else "",
+            f"{usage[1] / 1e6:,.0f}" if usage else "",
+            "killed" if killed else state(row),
+        )
+
+    def on_resize(self) -> None:
+        self.draw()
+
+    def action_sort(self) -> None:
+        self._sort = (self._sort + 1) % len(SORTS)
+        self.draw()
+
+    def action_pause(self) -> None:
+        self.paused = not self.paused
+        self.draw()
+
+    def action_reset(self) -> None:
+        if self._looked is not None:
+            self._begin = self._looked.now
+            self._rates.clear()
+            self._rates.extend([0.0] * 2)
+            self.draw()
+
+    def action_copy(self) -> None:
+        if self._looked is not None:
+            self.copy_to_clipboard(json.dumps(as_dict(self._looked)))
+            self.notify("copied")
+
+    def action_help(self) -> None:
+        self.push_screen(Help())
+
+
+SORT_KEYS: dict[str, Callable[[WriterRow, tuple[str, ...], Delta], Any]] = {
+    "slot": lambda row, cells, since: row.slot,
+    "entries/s": lambda row, cells, since: -since.writer_entries.get(row.slot, 0),
+    "MB": lambda row, cells, since: -row.bytes,
+    "failed": lambda row, cells, since: -row.failures,
+    "CPU": lambda row, cells, since: -float(cells[8] or -1),
+}
+
+
+def state(row: WriterRow) -> str:
+    """What it does; what it waits for, and for how long."""
+    if row.state == "idle":
+        return "idle"
+    return f"{row.state}, {duration(max(0.0, clock.time_ns() / 1e9 - row.state_since))}"
+
+
+def left(now: Snapshot, since: Delta) -> list[str]:
+    last_lsn = now.next_lsn - 1
+    waiting = sum(row.state == "waiting for the lock" for row in now.writers)
+    holder = next((who(row) for row in now.writers if row.slot == now.lock_holder), None)
+    return [
+        f"LSN      {last_lsn:,}, durable {now.durable_lsn:,} ({max(0, last_lsn - now.durable_lsn):,} behind)",
+        f"batches  {since.per_s(since.batches):,.0f}/s of {_mean(since.batch_entries):.1f} entries",
+        f"syncs    {since.per_s(since.syncs):,.0f}/s of {since.batches / max(1, since.syncs):.1f} batches",
+        f"lock     {f'appending: {holder}' if holder else 'free'}; {waiting} waiting",
+        f"segment  {now.current_file_size / 1e6:,.1f} MB in the active one of {now.segments:,}",
+        f"rotated  {now.rotation_count:,} times, {since.per_s(since.rotations):.2g}/s",
+        f"failed   {now.writes_failed:,} appends",
+    ]
+
+
+def right(now: Snapshot, window: Delta) -> list[str]:
+    return [
+        f"append   {spread(window.append_duration)}",
+        f"sync     {spread(window.sync_duration)}",
+        f"wait     {spread(window.lock_wait)}",
+        *bars(window.sync_duration),
+    ]
+
+
+def _mean(found: Histogram) -> float:
+    return found.sum / found.count if found.count else 0.0
+
+
+def bars(found: Histogram) -> list[str]:
+    """The histogram of syncs, by powers of four, drawn with characters that need no colour."""
+    rows, seen = [], 0
+    for name, bound in SYNC_BOUNDS.items():
+        upto = max((count for upper, count in found.buckets() if upper <= bound), default=0)
+        rows.append((name, upto - seen))
+        seen = upto
+    most = max(1, *(count for _, count in rows))
+    return [f"{name:>8} {'#' * round(BAR * count / most):<{BAR}} {count:,}" for name, count in rows]
+
+
+def below(now: Snapshot) -> list[str]:
+    lines = [f"reader on LSN {row.first_lsn:,}, {row.lag:,} behind" for row in now.readers]
+    lines += [f"{who(row)}: {one_line(row.last_error)}" for row in errors(now)[:4]]
+    return lines or ["no reader holds a pin; no errors"]

@@ -1,0 +1,108 @@
+"""Watching a log: one look after another, each with what happened since the one before.
+
+Holds: no lock is taken and nothing is made; a log whose control block is replaced meanwhile is watched on.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from walpool import WALMetrics
+from walpool.cli.exits import one_line
+from walpool.cli.live.figures import duration
+from walpool.shared.snapshot import Delta, Snapshot, WriterRow
+from walpool.system import clock
+
+
+class Look(NamedTuple):
+    now: Snapshot
+    since: Delta  # the look before; of the first, nothing
+
+
+class Watch:
+    def __init__(self, path: str) -> None:
+        """Raises LogNotFound, ControlUnusable."""
+        self._metrics = WALMetrics.attach(path)
+        self._last = self._metrics.snapshot()
+
+    @property
+    def first(self) -> Snapshot:
+        return self._last
+
+    def look(self) -> Look:
+        now = self._metrics.snapshot()
+        found = Look(now, now.delta(self._last))
+        self._last = now
+        return found
+
+    def close(self) -> None:
+        self._metrics.close()
+
+
+def rates(look: Look) -> dict[str, float]:
+    """What a second of the time since the last look had."""
+    since = look.since
+    return {
+        "entries_per_s": since.entries_per_s,
+        "bytes_per_s": since.bytes_per_s,
+        "batches_per_s": since.per_s(since.batches),
+        "syncs_per_s": since.per_s(since.syncs),
+        "rotations_per_s": since.per_s(since.rotations),
+        "failures_per_s": since.per_s(since.failures),
+        "lock_waits_per_s": since.per_s(since.lock_waits),
+        "batches_per_sync": since.batches / since.syncs if since.syncs else 0.0,
+    }
+
+
+def as_dict(look: Look) -> dict[str, object]:
+    """One look for machines."""
+    since = look.since
+    times = {
+        "sync_duration": since.sync_duration.as_dict(),
+        "append_duration": since.append_duration.as_dict(),
+        "lock_wait": since.lock_wait.as_dict(),
+        "batch_entries": since.batch_entries.as_dict(),
+    }
+    now = {name: value for name, value in look.now.as_dict().items() if name not in THIS_PROCESS}
+    return {"time": clock.time_ns() / 1e9, "seconds": since.seconds, "rates": rates(look), "since": times, "now": now}
+
+
+# What a snapshot counts for the process that takes it, which is the one that watches.
+THIS_PROCESS = (
+    "reads_total", "reads_failed", "bytes_read", "corrupted_entries", "files_opened", "read_success_rate", "taken_at",
+)  # fmt: skip
+
+
+def line(look: Look, clock_text: str) -> str:
+    """One look on one line."""
+    now, since = look
+    last_lsn = now.next_lsn - 1
+    parts = [
+        clock_text,
+        f"{since.entries_per_s:,.0f} entries/s",
+        f"{since.bytes_per_s / 1e6:,.1f} MB/s",
+        f"LSN {last_lsn:,}, {max(0, last_lsn - now.durable_lsn):,} not durable",
+        f"{len(now.writers):,} writers" + (f" ({len(now.killed_writers):,} killed)" if now.killed_writers else ""),
+    ]
+    if since.syncs:
+        syncs = since.sync_duration
+        parts.append(
+            f"{since.per_s(since.syncs):,.0f} syncs/s of {since.batches / since.syncs:.1f} batches,"
+            f" p50 {duration(syncs.quantile(0.5))} p99 {duration(syncs.quantile(0.99))}"
+        )
+    if since.lock_waits:
+        parts.append(f"lock waits p99 {duration(since.lock_wait.quantile(0.99))}")
+    if since.failures:
+        parts.append(f"{since.failures:,} failed")
+    parts += [f"{who(row)}: {one_line(row.last_error)}" for row in errors(now)[:1]]
+    return "  ".join(parts)
+
+
+def errors(now: Snapshot) -> list[WriterRow]:
+    """The rows of writers with an error, the newest first."""
+    rows = [row for row in (*now.writers, *now.killed_writers) if row.last_error]
+    return sorted(rows, key=lambda row: -row.last_error_at)
+
+
+def who(row: WriterRow) -> str:
+    return one_line(row.name or row.process or f"pid {row.pid}")

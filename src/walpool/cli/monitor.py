@@ -1,0 +1,69 @@
+"""`walpool monitor`: what a log and each of its writers are doing, live, with no effect on them.
+
+On a terminal it is a screen (with the extra `monitor`); elsewhere, or with --plain, one line for each interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import closing
+from datetime import datetime
+
+from walpool.cli.exits import CommandError, Exit
+from walpool.cli.live.watch import Watch, as_dict, line
+from walpool.cli.output import print_json
+from walpool.system import clock
+
+LEAST_S = 0.05
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", metavar="LOG", help="the log's directory")
+    parser.add_argument("--interval", type=seconds, default=1.0, metavar="S", help="seconds between two looks (1)")
+    parser.add_argument("--plain", action="store_true", help="one line for each look, without a screen")
+    parser.add_argument("--once", action="store_true", help="one look, over one interval, and no more")
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not LEAST_S <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"from {LEAST_S} to 3600 seconds")
+    return value
+
+
+def run(args: argparse.Namespace) -> Exit:
+    with closing(Watch(args.log)) as watch:
+        try:
+            if args.json or args.plain or args.once or not sys.stdout.isatty():
+                print_looks(watch, args)
+            else:
+                show_screen(watch, args)
+        except KeyboardInterrupt:
+            pass  # that is how one ends it
+    return Exit.OK
+
+
+def print_looks(watch: Watch, args: argparse.Namespace) -> None:
+    while True:
+        clock.sleep(args.interval)
+        look = watch.look()
+        if args.json:
+            print_json(as_dict(look))
+        else:
+            print(line(look, f"{datetime.now():%H:%M:%S}"), flush=True)
+        if args.once:
+            return
+
+
+def show_screen(watch: Watch, args: argparse.Namespace) -> None:
+    try:
+        from walpool.cli.live.screen import MonitorApp
+    except ImportError as error:
+        raise CommandError(
+            Exit.USAGE, f"the screen needs an extra: pip install 'walpool[monitor]'; or use --plain ({error})"
+        ) from None
+    app = MonitorApp(args.log, watch, args.interval)
+    app.run()
+    if app.ended_by is not None:
+        raise app.ended_by

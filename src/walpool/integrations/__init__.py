@@ -1,0 +1,1 @@
+"""walpool in other people's systems; each module needs the extra of its name."""

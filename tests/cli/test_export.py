@@ -1,0 +1,194 @@
+"""`walpool export` and the collector: what Prometheus gets is what happened, under names that the dashboard uses."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.cli.conftest import Run, Running, Start, assert_no_traceback
+from walpool import SyncMode, WALEntry, WALWriter
+from walpool.cli.export import LONGEST_LINE
+from walpool.integrations.prometheus import WALCollector
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def scrape(collector: WALCollector) -> dict[str, Any]:
+    """Metric families by name, as a Prometheus would parse them."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return {family.name: family for family in text_string_to_metric_families(generate_latest(registry).decode())}
+
+
+def values(family: Any, **labels: str) -> list[float]:
+    return [sample.value for sample in family.samples if labels.items() <= sample.labels.items()]
+
+
+def test_the_metrics_are_what_happened(log: Path) -> None:
+    collector = WALCollector(log)
+    with WALWriter(log, SyncMode.FULL, name="it") as writer, WALWriter(log) as other:
+        writer.put(b"key", b"value")
+        writer.append_batch([WALEntry.put(b"k", b"v")] * 7)
+        with pytest.raises(ValueError):
+            other.append_batch([WALEntry.put(b"k", bytes(10 << 20))] * 7)
+        found = scrape(collector)
+        assert values(found["walpool_up"]) == [1]
+        assert values(found["walpool_entries"]) == [8]
+        assert values(found["walpool_batches"]) == [2]
+        assert values(found["walpool_syncs"]) == [2]
+        assert values(found["walpool_next_lsn"]) == [9]
+        assert values(found["walpool_durable_lsn"]) == [8]
+        assert values(found["walpool_append_failures"], kind="too_large") == [1]
+        assert values(found["walpool_writers"], state="alive") == [2]
+        assert values(found["walpool_writer_entries"], slot="0") == [8]
+        assert values(found["walpool_writer_failures"], slot="1") == [1]
+        assert all(sample.labels["log"] == log.name for family in found.values() for sample in family.samples)
+
+
+def test_histograms_are_whole_and_have_the_same_bounds_at_every_scrape(log: Path) -> None:
+    collector = WALCollector(log, name="it")
+    bounds = []
+    with WALWriter(log, SyncMode.FULL) as writer:
+        for _ in range(3):
+            writer.append_batch([WALEntry.put(b"k", b"v")] * 7)
+            writer.put(b"key", b"value")
+            found = scrape(collector)
+            for name, count in (("sync_duration_seconds", None), ("batch_entries", None), ("lock_wait_seconds", None)):
+                samples = found[f"walpool_{name}"].samples
+                buckets = [(s.labels["le"], s.value) for s in samples if s.name.endswith("_bucket")]
+                (count,) = [s.value for s in samples if s.name.endswith("_count")]
+                assert [value for _, value in buckets] == sorted(value for _, value in buckets)
+                assert buckets[-1] == ("+Inf", count)
+                bounds.append([bound for bound, _ in buckets])
+    assert bounds[:3] == bounds[3:6] == bounds[6:]
+    by_bound = {float(s.labels["le"]): s.value for s in found["walpool_batch_entries"].samples if "le" in s.labels}
+    assert (by_bound[1], by_bound[3], by_bound[7]) == (3, 3, 6)
+
+
+def test_a_log_that_is_not_there_is_down_until_it_is(log: Path) -> None:
+    collector = WALCollector(log)
+    assert {name: values(family) for name, family in scrape(collector).items()} == {"walpool_up": [0]}
+    WALWriter(log).close()
+    assert values(scrape(collector)["walpool_up"]) == [1]
+    shutil.rmtree(log)
+    assert values(scrape(collector)["walpool_up"]) == [0]
+    with WALWriter(log) as writer:
+        writer.put(b"key", b"value")
+        assert values(scrape(collector)["walpool_entries"]) == [1]
+    collector._metrics.close()  # type: ignore[union-attr]
+
+
+def names_exported(log: Path) -> set[str]:
+    """Names of samples, as a query has them."""
+    with WALWriter(log) as writer:
+        writer.put(b"key", b"value")
+        registry = CollectorRegistry()
+        collector = WALCollector(log)
+        registry.register(collector)
+        text = generate_latest(registry).decode()
+        collector._metrics.close()  # type: ignore[union-attr]
+    return {match[1] for match in re.finditer(r"^(walpool_\w+)[{ ]", text, re.MULTILINE)}
+
+
+def test_the_dashboard_asks_for_what_there_is(log: Path) -> None:
+    exported = names_exported(log)
+    dashboard = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text())
+    asked = set()
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            asked |= set(re.findall(r"walpool_\w+", target["expr"]))
+    assert len(asked) > 10
+    assert asked <= exported
+
+
+def test_the_page_of_metrics_has_every_name(log: Path) -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in names_exported(log)}
+    families = {name for name in families if not name.endswith("_created")}
+    assert {name for name in families if not re.search(rf"`{name}[`{{]", text)} == set()
+
+
+# The command
+
+
+@pytest.fixture
+def address(start: Start, log: Path) -> Iterator[tuple[Running, int]]:
+    with WALWriter(log, name="it") as writer:
+        writer.put(b"key", b"value")
+        running = start("export", log, "--port", "0")
+        assert running.process.stderr is not None
+        line = running.process.stderr.readline().decode()
+        yield running, int(re.search(r"127\.0\.0\.1:(\d+)/metrics", line)[1])  # type: ignore[index]
+
+
+def ask(port: int, path: str, method: str = "GET", **headers: str) -> tuple[int, str, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers["Content-Type"], answer.read()
+    finally:
+        connection.close()
+
+
+def test_what_is_served(address: tuple[Running, int]) -> None:
+    running, port = address
+    status, kind, body = ask(port, "/metrics")
+    assert (status, kind.split(";")[0]) == (200, "text/plain")
+    assert b"walpool_entries_total{" in body and b"} 1.0" in body
+    assert ask(port, "/metrics", "HEAD")[::2] == (200, b"")
+    status, kind, body = ask(port, "/")
+    assert (status, kind) == (200, "text/html; charset=utf-8")
+    assert b"<svg" in body and not re.search(rb"(src|href)=", body)
+    for _ in range(2):
+        told = json.loads(ask(port, "/look.json")[2])
+        assert (told["schema"], told["now"]["writes_total"]) == (1, 1)
+        assert told["now"]["writers"][0]["name"] == "it"
+    assert ask(port, "/elsewhere")[0] == 404
+    assert ask(port, "/../../etc/passwd")[0] == 404
+    assert ask(port, "/metrics", Host="evil.example")[0] == 403
+    assert ask(port, "/metrics?" + "x" * LONGEST_LINE)[0] in (404, 414)
+    assert ask(port, "/metrics", "POST")[0] == 501
+    running.process.send_signal(signal.SIGINT)
+    ended = running.wait()
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_silent_clients_do_not_keep_others_out_for_ever(address: tuple[Running, int]) -> None:
+    _, port = address
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    assert ask(port, "/metrics")[0] == 200
+    for each in silent:
+        each.close()
+
+
+def test_a_log_that_goes_is_said_on_the_page(address: tuple[Running, int], log: Path) -> None:
+    _, port = address
+    shutil.rmtree(log)
+    assert "no such log" in json.loads(ask(port, "/look.json")[2])["error"]
+    assert b"walpool_up" in ask(port, "/metrics")[2]
+
+
+def test_what_cannot_be_served_is_a_line(run: Run, log: Path) -> None:
+    ended = run("export", log)
+    assert ended.code == 3
+    assert_no_traceback(ended)
+    WALWriter(log).close()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = run("export", log, "--port", taken.getsockname()[1])
+    assert ended.code == 74 and "in use" in ended.err
+    assert_no_traceback(ended)
+    for port in ("-1", "70000", "x"):
+        ended = run("export", log, "--port", port)
+        assert ended.code in (2, 74) and "Traceback" not in ended.err

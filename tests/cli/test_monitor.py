@@ -1,0 +1,230 @@
+"""`walpool monitor`, in lines and on its screen: what it shows is what happened, and no key or log harms it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Static
+
+from tests.cli.conftest import Run, Start, assert_no_traceback
+from tests.processes import workers
+from tests.support import Start as StartChild
+from walpool import SyncMode, WALEntry, WALWriter
+from walpool.cli.live.screen import COLUMNS, SORTS, Help, MonitorApp
+from walpool.cli.live.watch import Watch, as_dict, line
+
+
+@pytest.fixture
+def writers(log: Path) -> Iterator[list[WALWriter]]:
+    with ExitStack() as stack:
+        modes = [SyncMode.NORMAL, SyncMode.FULL, SyncMode.NORMAL]
+        yield [stack.enter_context(WALWriter(log, mode, name=f"w{n}")) for n, mode in enumerate(modes)]
+
+
+def test_a_look_has_what_happened_since_the_last(log: Path, writers: list[WALWriter]) -> None:
+    watch = Watch(str(log))
+    for _ in range(3):
+        writers[0].put(b"key", b"value")
+    writers[1].append_batch([WALEntry.put(b"k", b"v")] * 5)
+    look = watch.look()
+    told = json.loads(json.dumps(as_dict(look)))
+    assert (look.since.entries, look.since.batches, look.since.syncs) == (8, 4, 1)
+    assert told["now"]["writes_total"] == 8
+    assert told["rates"]["batches_per_sync"] == 4.0
+    assert told["since"]["batch_entries"]["count"] == 4
+    assert [row["name"] for row in told["now"]["writers"]] == ["w0", "w1", "w2"]
+    text = line(look, "12:00:00")
+    assert text.startswith("12:00:00  ") and "LSN 8, 0 not durable" in text and "3 writers" in text
+    assert watch.look().since.entries == 0
+    watch.close()
+
+
+def test_once_in_every_form(run: Run, log: Path, writers: list[WALWriter]) -> None:
+    writers[0].put(b"key", b"value")
+    told = run("monitor", log, "--once", "--interval", "0.05", "--json").json
+    assert (told["schema"], told["now"]["writes_total"], told["since"]["sync_duration"]["count"]) == (1, 1, 0)
+    for form in (["--plain"], []):  # no terminal: a line
+        ended = run("monitor", log, "--once", "--interval", "0.05", *form)
+        assert ended.code == 0
+        assert "LSN 1, 1 not durable" in ended.text and len(ended.text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "x", "nan", "1e9"])
+def test_an_interval_that_makes_no_sense_is_refused(run: Run, log: Path, interval: str) -> None:
+    assert run("monitor", log, "--interval", interval).code == 2
+
+
+def test_a_log_that_is_not_there_is_a_line(run: Run, log: Path, tmp_path: Path) -> None:
+    for path in (log, tmp_path):
+        ended = run("monitor", path, "--once")
+        assert ended.code == 3
+        assert_no_traceback(ended)
+    WALWriter(log).close()
+    (log / "control").write_bytes(b"another version")
+    ended = run("monitor", log, "--once")
+    assert ended.code == 74 and "control block" in ended.err
+    assert_no_traceback(ended)
+
+
+def test_a_log_that_disappears_ends_it_with_a_line(start: Start, log: Path) -> None:
+    WALWriter(log).close()
+    running = start("monitor", log, "--interval", "0.05", "--plain")
+    assert running.process.stdout is not None
+    assert b"LSN 0" in running.process.stdout.readline()
+    shutil.rmtree(log)
+    ended = running.wait()
+    assert ended.code == 3
+    assert_no_traceback(ended)
+
+
+def test_a_log_that_is_rebuilt_is_watched_on(log: Path) -> None:
+    WALWriter(log).close()
+    watch = Watch(str(log))
+    (log / "control").unlink()
+    with WALWriter(log) as writer:
+        writer.put(b"key", b"value")
+        assert watch.look().now.writes_total == 1
+    watch.close()
+
+
+# The screen
+
+Drive = Callable[[MonitorApp, Pilot[None]], Any]
+
+
+def on_screen(log: Path, drive: Drive, size: tuple[int, int] = (100, 30)) -> MonitorApp:
+    """Run the screen without a terminal, and `drive` it."""
+    app = MonitorApp(str(log), Watch(str(log)), 3600.0)  # looks only when told to
+
+    async def run() -> None:
+        async with app.run_test(size=size) as pilot:
+            await pilot.pause()
+            await drive(app, pilot)
+
+    asyncio.run(run())
+    app._watch.close()
+    return app
+
+
+def text_of(app: MonitorApp, place: str) -> str:
+    return str(app.query_one(place, Static).content)
+
+
+def column(app: MonitorApp, name: str) -> list[str]:
+    table = app.query_one(DataTable)
+    return [table.get_row_at(row)[COLUMNS.index(name)] for row in range(table.row_count)]
+
+
+def test_the_screen_shows_positions_and_writers(log: Path, writers: list[WALWriter]) -> None:
+    async def drive(app: MonitorApp, pilot: Pilot[None]) -> None:
+        for _ in range(5):
+            writers[0].put(b"key", b"value")
+        writers[1].put(b"key", b"value")
+        with pytest.raises(ValueError):
+            writers[2].put(b"key", bytes(11 << 20))
+        writers[2]._row.failed("full", "no room \x1b[31m")  # type: ignore[union-attr]
+        app.look()
+        assert "LSN      6, durable 6 (0 behind)" in text_of(app, "#left")
+        assert "p50" in text_of(app, "#right") and "longer" in text_of(app, "#right")
+        assert column(app, "name") == ["w0", "w1", "w2"]
+        assert column(app, "entries") == ["5", "1", "0"]
+        assert column(app, "mode") == ["normal", "full", "normal"]
+        assert column(app, "state") == ["idle"] * 3
+        assert all(column(app, "RSS MB"))
+        assert text_of(app, "#rest") == "w2: no room \\x1b[31m"
+
+    on_screen(log, drive)
+
+
+def test_keys(log: Path, writers: list[WALWriter]) -> None:
+    async def drive(app: MonitorApp, pilot: Pilot[None]) -> None:
+        writers[2].append_batch([WALEntry.put(b"k", b"v")] * 9)
+        writers[1].put(b"key", b"value")
+        app.look()
+        orders = []
+        for _ in SORTS:
+            orders.append(column(app, "slot"))
+            await pilot.press("s")
+        assert orders[0] == ["0", "1", "2"] == column(app, "slot")
+        assert orders[1] == orders[2] == ["2", "1", "0"]
+
+        await pilot.press("p")
+        assert app.paused and "PAUSED" in text_of(app, "#head")
+        writers[0].put(b"key", b"value")
+        app.look()
+        assert "LSN      10" in text_of(app, "#left")
+        await pilot.press("p")
+        app.look()
+        assert "LSN      11" in text_of(app, "#left")
+
+        assert "none timed" not in text_of(app, "#right").splitlines()[1]
+        await pilot.press("r")
+        assert "none timed" in text_of(app, "#right").splitlines()[1]
+
+        await pilot.press("c")
+        assert json.loads(app.clipboard)["now"]["writes_total"] == 11
+
+        await pilot.press("question_mark")
+        assert isinstance(app.screen, Help)
+        await pilot.press("escape")
+        assert not isinstance(app.screen, Help)
+        await pilot.press("q")
+
+    app = on_screen(log, drive)
+    assert app.return_code == 0 and app.ended_by is None
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 60), (20, 5), (1, 1)])
+def test_every_size_of_terminal(log: Path, writers: list[WALWriter], size: tuple[int, int]) -> None:
+    async def drive(app: MonitorApp, pilot: Pilot[None]) -> None:
+        app.look()
+        small = size < (80, 24)
+        assert ("needs 80x24" in text_of(app, "#head")) == small
+        await pilot.resize_terminal(100, 30)
+        await pilot.pause()
+        app.look()
+        assert "entries/s" in text_of(app, "#head")
+
+    on_screen(log, drive, size)
+
+
+def test_killed_writers_are_marked_and_no_total_goes_back(child: StartChild, log: Path) -> None:
+    others = [child(workers.put_each, log) for _ in range(4)]
+    for number, each in enumerate(others):
+        for key in range(number + 1):
+            each.ask(b"%d" % key)
+
+    async def drive(app: MonitorApp, pilot: Pilot[None]) -> None:
+        app.look()
+        assert column(app, "state") == ["idle"] * 4
+        before = text_of(app, "#left").splitlines()[0]
+        entries = sorted(column(app, "entries"))
+        for each in others[:3]:
+            each.kill()
+            each.died()
+        app.look()
+        assert sorted(column(app, "state")) == ["idle", "killed", "killed", "killed"]
+        assert text_of(app, "#left").splitlines()[0] == before
+        assert sorted(column(app, "entries")) == entries == ["1", "2", "3", "4"]
+
+    on_screen(log, drive)
+
+
+def test_the_log_may_go_while_the_screen_is_up(log: Path) -> None:
+    WALWriter(log).close()
+
+    async def drive(app: MonitorApp, pilot: Pilot[None]) -> None:
+        shutil.rmtree(log)
+        app.look()
+        await pilot.pause()
+
+    app = on_screen(log, drive)
+    assert app.ended_by is not None and "no such log" in str(app.ended_by)
