@@ -35,7 +35,7 @@ def test_each_dev_command_in_the_readme_exists(command: str) -> None:
 
 @pytest.mark.parametrize("page", sorted({*re.findall(r"\]\((docs/[^)]+)\)", README), "CHANGELOG.md"}))
 def test_each_page_the_readme_links_to_exists(page: str) -> None:
-    assert (ROOT / page).read_text().strip()
+    assert (ROOT / page).read_bytes().strip()
 
 
 def test_the_format_page_is_what_the_code_says() -> None:

@@ -100,7 +100,7 @@ def main() -> int:
 def pytest(*args: str) -> list[str | Path]:
     # Left alone, pytest-xdist asks psutil for physical cores, which are fewer than those we may run on.
     os.environ.setdefault("PYTEST_XDIST_AUTO_NUM_WORKERS", str(usable_cores()))
-    return [PYTHON, "-m", "pytest", "-n", "auto", *args]
+    return [PYTHON, "-m", "pytest", "-n", "auto", "-rs", *args]  # a test that is skipped says why
 
 
 def usable_cores() -> int:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from walpool import SyncMode, WALEntry, WALWriter
 from walpool.cli.export import LONGEST_LINE
 from walpool.integrations.prometheus import WALCollector
 
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -151,10 +153,10 @@ def test_what_is_served(address: tuple[Running, int]) -> None:
     status, kind, body = ask(port, "/")
     assert (status, kind) == (200, "text/html; charset=utf-8")
     assert b"<svg" in body and not re.search(rb"(src|href)=", body)
-    for _ in range(2):
-        told = json.loads(ask(port, "/look.json")[2])
-        assert (told["schema"], told["now"]["writes_total"]) == (1, 1)
-        assert told["now"]["writers"][0]["name"] == "it"
+    told = json.loads(ask(port, "/look.json")[2])
+    assert (told["schema"], told["now"]["writes_total"]) == (1, 1)
+    assert told["now"]["writers"][0]["name"] == "it"
+    assert json.loads(ask(port, "/look.json")[2])["time"] >= told["time"]
     assert ask(port, "/elsewhere")[0] == 404
     assert ask(port, "/../../etc/passwd")[0] == 404
     assert ask(port, "/metrics", Host="evil.example")[0] == 403
@@ -163,6 +165,27 @@ def test_what_is_served(address: tuple[Running, int]) -> None:
     running.process.send_signal(signal.SIGINT)
     ended = running.wait()
     assert (ended.code, ended.err) == (0, "")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH to open the page with")
+def test_the_page_in_a_browser(address: tuple[Running, int], tmp_path: Path) -> None:
+    """What its script makes of the figures; nothing is fetched from elsewhere, or the page would stay empty."""
+    _, port = address
+    assert BROWSER is not None
+    ended = subprocess.run(
+        [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000", "--dump-dom", f"http://127.0.0.1:{port}/",
+        ],
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    drawn = ended.stdout
+    assert "LSN 1, durable 0; 1 segments; 0 failed appends" in drawn, ended.stderr[-2000:]
+    assert re.search(r'<td class="text">it</td><td class="text">normal</td>', drawn)
+    plots = re.findall(r'<polyline points="([^"]*)"', drawn)
+    assert len(plots) == 6
+    assert all(points for points in plots)
+    assert 'role="status"></p>' in drawn, "no trouble is shown"
 
 
 def test_silent_clients_do_not_keep_others_out_for_ever(address: tuple[Running, int]) -> None:

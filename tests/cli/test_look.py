@@ -111,6 +111,36 @@ def test_stat_of_a_live_log(run: Run, log: Path) -> None:
     assert "11: LSN 1 to 11" in text and "1 alive" in text and FIRST in text
 
 
+def test_the_schema_of_stat(run: Run, log: Path) -> None:
+    """Who reads the JSON relies on these; a field that goes, or means something else, is another `schema`."""
+    with WALWriter(log, name="it") as writer:
+        writer.put(b"key", b"value")
+        found = run("stat", log, "--json").json
+        text = run("stat", log).text
+    assert found["schema"] == 1
+    names = [
+        " ".join(each)
+        for each in (found, found["segments"][0], found["totals"], found["totals"]["lock_wait"], found["writers"][0])
+    ]
+    assert names == [
+        "schema path first_lsn next_lsn durable_lsn bytes segments totals writers killed_writers readers"
+        " unusable_control",
+        "name first_lsn bytes state",
+        "writes_total writes_failed batches_total bytes_written sync_total sync_seconds_total rotation_count"
+        " avg_entry_size max_entry_size current_file_size write_success_rate failures_by_kind lock_waits lock_holder"
+        " sync_waits lock_wait sync_duration append_duration batch_entries",
+        "count sum p50 p90 p99 p999 max",
+        "slot pid process name sync_mode opened_at shares_row entries batches bytes failures failures_by_kind"
+        " lock_waits syncs_led sync_waits rotations buffered_bytes last_append_at state state_since last_error"
+        " last_error_at",
+    ]
+    head, row = (line.split() for line in text.splitlines() if line.startswith("          ") and ".wal" not in line)
+    assert dict(zip(head, row, strict=True)) | {"pid": ""} == {
+        "slot": "0", "pid": "", "name": "it", "mode": "normal", "entries": "1", "MB": "0.0", "failed": "0",
+        "buffered": "0", "state": "idle",
+    }  # fmt: skip
+
+
 def test_stat_of_a_closed_log_and_of_an_empty_one(run: Run, log: Path) -> None:
     WALWriter(log).close()
     assert "entries   0 yet" in run("stat", log).text

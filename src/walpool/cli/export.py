@@ -19,11 +19,13 @@ from walpool.cli.exits import CommandError, Exit, describe, one_line
 from walpool.cli.live.watch import Watch, as_dict
 from walpool.cli.output import SCHEMA, warn
 from walpool.errors import WALError
+from walpool.system import clock
 
 PORT = 9187
 MOST_AT_ONCE = 8  # requests; one silent client must not block every scrape, and many must not eat the machine
 TIMEOUT_S = 5.0
 LONGEST_LINE = 4096
+LOOK_AGAIN_S = 0.5
 LOOPBACK = {"127.0.0.1", "localhost", "::1", "[::1]"}
 
 
@@ -69,6 +71,8 @@ class Server(ThreadingHTTPServer):
         self.places = BoundedSemaphore(MOST_AT_ONCE)
         self.watch: Watch | None = None
         self.watch_lock = Lock()
+        self.looked_s = -LOOK_AGAIN_S
+        self.found: dict[str, object] = {}
         super().__init__((host, port), Handler)
 
     def close(self) -> None:
@@ -90,17 +94,24 @@ class Server(ThreadingHTTPServer):
         """A client that went away is nobody's concern."""
 
     def look(self) -> dict[str, object]:
-        """What happened since whoever looked last, as JSON says it."""
+        """What happened since the look before, as JSON says it. Pages that look at about the same time see the same."""
         with self.watch_lock:
-            try:
-                if self.watch is None:
-                    self.watch = Watch(self.log)
-                return {"schema": SCHEMA, **as_dict(self.watch.look())}
-            except WALError as error:
-                if self.watch is not None:
-                    self.watch.close()
-                    self.watch = None
-                return {"schema": SCHEMA, "error": describe(error)[1]}
+            if clock.monotonic() - self.looked_s < LOOK_AGAIN_S:
+                return self.found
+            self.looked_s = clock.monotonic()
+            self.found = {"schema": SCHEMA, **self._look()}
+            return self.found
+
+    def _look(self) -> dict[str, object]:
+        try:
+            if self.watch is None:
+                self.watch = Watch(self.log)
+            return as_dict(self.watch.look())
+        except WALError as error:
+            if self.watch is not None:
+                self.watch.close()
+                self.watch = None
+            return {"error": describe(error)[1]}
 
 
 class Handler(BaseHTTPRequestHandler):

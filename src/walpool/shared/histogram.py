@@ -7,7 +7,7 @@ between them, and the sum of two rows one of both.
 """
 
 from dataclasses import dataclass
-from itertools import zip_longest
+from operator import add
 
 BUCKETS = 400  # values below 2**28 units; the last bucket takes all above
 _STEPS = 16  # buckets in an octave
@@ -37,7 +37,7 @@ def lowest_in(bucket: int) -> int:
 class Histogram:
     """What was counted, at one moment: add histograms to merge them, subtract an earlier one for the time since."""
 
-    counts: tuple[int, ...] = ()  # by bucket; empty where nothing was counted
+    counts: tuple[int, ...] = ()  # by bucket, or empty when nothing was counted
     sum: float = 0.0  # of all values, in seconds or entries
     unit: float = SECONDS  # what one unit is worth
 
@@ -83,11 +83,16 @@ class Histogram:
         return [((2**at - less) * self.unit, sum(self.counts[: bucket_of(2**at)])) for at in exponents]
 
     def __add__(self, other: "Histogram") -> "Histogram":
-        counts = tuple(a + b for a, b in zip_longest(self.counts, other.counts, fillvalue=0))
+        if self.counts and other.counts:
+            counts = tuple(map(add, self.counts, other.counts))
+        else:
+            counts = self.counts or other.counts
         return Histogram(counts, self.sum + other.sum, self.unit)
 
     def __sub__(self, earlier: "Histogram") -> "Histogram":
-        counts = tuple(max(0, a - b) for a, b in zip_longest(self.counts, earlier.counts, fillvalue=0))
+        counts = self.counts
+        if counts and earlier.counts:
+            counts = tuple(max(0, a - b) for a, b in zip(counts, earlier.counts, strict=True))
         return Histogram(counts, max(0.0, self.sum - earlier.sum), self.unit)
 
     def as_dict(self) -> dict[str, float]:

@@ -26,7 +26,7 @@ from walpool.shared.slot_rows import (
     RowValues,
     read_rows,
 )
-from walpool.shared.snapshot import ReaderRow, Snapshot, writer_row
+from walpool.shared.snapshot import ProcessNames, ReaderRow, Snapshot, writer_row
 from walpool.system import clock
 from walpool.system.files import Directory
 
@@ -39,6 +39,7 @@ class WALMetrics:
         self._control = control
         self._counters = counters
         self._owned = owned
+        self._names = ProcessNames()
         self._closed = False
 
     @classmethod
@@ -62,6 +63,7 @@ class WALMetrics:
         state = control.state()
         rows = read_rows(self._directory)
         living = {slot: slots.pid_of(control, slot) for slot in self._living(rows)}
+        by_slot = {row.slot: row for row in rows}
         totals = {name: sum(row.totals[name] for row in rows) for name in TOTALS}
         failures = Failures(*(totals[kind] for kind in Failures._fields))
         mine = self._counters.values()
@@ -92,9 +94,9 @@ class WALMetrics:
             lock_waits=totals["contended"],
             lock_holder=holder,
             sync_waits=totals["sync_waits"],
-            writers=tuple(writer_row(slot, pid, rows) for slot, pid in living.items()),
+            writers=tuple(writer_row(slot, pid, by_slot, self._names) for slot, pid in living.items()),
             killed_writers=tuple(
-                writer_row(row.slot, row.pid, rows)
+                writer_row(row.slot, row.pid, by_slot, self._names)
                 for row in rows
                 if not row.closed and row.slot not in living and row.slot != SHARED_ROW
             ),

@@ -243,7 +243,7 @@ def _read_row(file: File, row: int) -> RowValues | None:
         name=_text(data, NAME, NAME_BYTES),
         totals=totals,
         own=own,
-        histograms=tuple(_histogram(words, which) for which in range(4)),
+        histograms=tuple(_histogram(data, words, which) for which in range(4)),
         error=_text(data, ERROR, min(ERROR_BYTES, words[ERROR_LENGTH])),
         error_ns=words[ERROR_NS],
     )
@@ -253,7 +253,12 @@ def _text(data: bytes, at: int, length: int) -> str:
     return data[at * WORD : at * WORD + length].rstrip(b"\0").decode(errors="replace")
 
 
-def _histogram(words: memoryview, which: int) -> Histogram:
+def _histogram(data: bytes, words: memoryview, which: int) -> Histogram:
     start = HISTOGRAMS + which * BUCKETS
     unit = 1.0 if which == BATCH else SECONDS
-    return Histogram(tuple(words[start : start + BUCKETS].tolist()), words[SUMS + which] * unit, unit)
+    empty = data.startswith(_NO_COUNTS, start * WORD)  # as most are: 64 writers are looked at twice a second
+    counts = () if empty else tuple(words[start : start + BUCKETS].tolist())
+    return Histogram(counts, words[SUMS + which] * unit, unit)
+
+
+_NO_COUNTS = bytes(BUCKETS * WORD)

@@ -8,6 +8,7 @@ from walpool.shared.slot_rows import ROWS, SHARED_ROW, STATES, Failures, RowValu
 from walpool.system import processes
 
 NO_FAILURES = Failures()
+MOST_NAMES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +165,18 @@ class Delta:
         return self.per_s(self.bytes)
 
 
-def writer_row(slot: int, pid: int, rows: list[RowValues]) -> WriterRow:
+def writer_row(slot: int, pid: int, rows: dict[int, RowValues], names: "ProcessNames") -> WriterRow:
+    """The row of the writer in `slot`, if it has one."""
     at = slot if slot < ROWS else SHARED_ROW
-    row = next((row for row in rows if row.slot == at), None)
-    process = processes.describe(pid) if pid else ""
+    row = rows.get(at)
     if row is None or (at != SHARED_ROW and (row.closed or row.pid != pid)):
-        return WriterRow(slot, pid, process)  # opened without metrics; the row is of an earlier owner
+        return WriterRow(slot, pid, names.of(pid, 0))  # opened without metrics; the row is of an earlier owner
     own = row.own
     failures = Failures(*(own[kind] for kind in Failures._fields))
     return WriterRow(
         slot=slot,
         pid=pid,
-        process=process if row.pid_namespace == processes.pid_namespace() else "",
+        process=names.of(pid, row.started_ns) if row.pid_namespace == names.namespace else "",
         name=row.name,
         sync_mode=row.sync_mode,
         opened_at=row.opened_ns / 1e9,
@@ -196,3 +197,21 @@ def writer_row(slot: int, pid: int, rows: list[RowValues]) -> WriterRow:
         last_error=row.error if row.error_ns >= row.opened_ns else "",
         last_error_at=row.error_ns / 1e9 if row.error_ns >= row.opened_ns else 0.0,
     )
+
+
+class ProcessNames:
+    """Names of processes, asked once for each that was started."""
+
+    def __init__(self) -> None:
+        self.namespace = processes.pid_namespace()
+        self._names: dict[tuple[int, int], str] = {}
+
+    def of(self, pid: int, started_ns: int) -> str:
+        if not pid:
+            return ""
+        name = self._names.get((pid, started_ns))
+        if name is None:
+            if len(self._names) > MOST_NAMES:
+                self._names.clear()
+            name = self._names[pid, started_ns] = processes.describe(pid)
+        return name
