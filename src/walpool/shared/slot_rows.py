@@ -9,7 +9,7 @@ slot is beyond the last. Layout of a row, in 64-bit words of the machine's byte 
     8-15  name            64 bytes of UTF-8
    16-31  totals          see TOTALS: in the life of the row, whoever owned it
    32-47  at claim        the totals when the present owner came
-   48-51  sums            of the four histograms, in units
+   48-50  sums            of the histograms of times, in units
    52-53  last error      when (ns), bytes of its text
    56-71  its text        128 bytes of UTF-8
    128-   histograms      see HISTOGRAMS, BUCKETS words each
@@ -24,6 +24,7 @@ with a file that is not ours, a writer goes uncounted and says so in the log.
 import logging
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from walpool.errors import BatchTooLarge, EntryTooLarge, LogBusy, LogClosed, LogFull, SyncFailed, UnsafeLog, WALError
@@ -64,8 +65,14 @@ STATES = ("idle", "waiting for the lock", "waiting for a sync")
 _MODES = tuple(SyncMode)
 
 
+@lru_cache(maxsize=4096)  # sizes of batches come again and again
+def bucket_word(histogram: int, units: int) -> int:
+    """The word of a row that counts `units`."""
+    return HISTOGRAMS + histogram * BUCKETS + bucket_of(units)
+
+
 class SlotRow:
-    """A writer's own row. The appender stores BATCHES, BYTES and MORE_ENTRIES itself, under its mutex."""
+    """A writer's own row. The appender stores what it counts of appends itself, under its mutex."""
 
     def __init__(self, words: memoryview, mode: SyncMode, name: str | None, *, shared: bool = False) -> None:
         self.words = words
@@ -258,7 +265,9 @@ def _histogram(data: bytes, words: memoryview, which: int) -> Histogram:
     unit = 1.0 if which == BATCH else SECONDS
     empty = data.startswith(_NO_COUNTS, start * WORD)  # as most are: 64 writers are looked at twice a second
     counts = () if empty else tuple(words[start : start + BUCKETS].tolist())
-    return Histogram(counts, words[SUMS + which] * unit, unit)
+    # The entries of batches of two and more: all entries, less one for each batch of one.
+    total = words[MORE_ENTRIES] + sum(counts) if which == BATCH else words[SUMS + which]
+    return Histogram(counts, total * unit, unit)
 
 
 _NO_COUNTS = bytes(BUCKETS * WORD)

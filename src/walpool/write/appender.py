@@ -44,6 +44,7 @@ from walpool.shared.slot_rows import (
     ROTATIONS,
     WAITING,
     SlotRow,
+    bucket_word,
 )
 from walpool.system.calls import calls
 from walpool.system.files import cut_back, typed_error, write_rest
@@ -81,7 +82,9 @@ class Appender:
         self._log = log
         self._row = row
         self._counts = None if row is None or row.shared else row.words
-        self._batches, self._bytes = (row.words[BATCHES], row.words[BYTES]) if row is not None else (0, 0)
+        self._batches, self._bytes, self._more = (
+            (row.words[BATCHES], row.words[BYTES], row.words[MORE_ENTRIES]) if row is not None else (0, 0, 0)
+        )
         self.append = self._plain = self._append if row is None or not row.shared else self._append_sharing
         self._size_limit = options.size_limit
         self._file_mode = options.mode
@@ -176,7 +179,8 @@ class Appender:
                 counts[BATCHES] = self._batches = self._batches + 1  # `counts[BATCHES] += 1` takes twice as long
                 counts[BYTES] = self._bytes = self._bytes + frame_bytes
                 if count > 1:
-                    self._count_batch(count)
+                    counts[MORE_ENTRIES] = self._more = self._more + count - 1
+                    counts[bucket_word(BATCH, count)] += 1
         return next_lsn
 
     def _timed_append(self, body: bytes, count: int, largest: int) -> int:
@@ -195,13 +199,9 @@ class Appender:
         self._row.add(BATCHES)
         self._row.add(BYTES, FRAME_BYTES + len(body))
         if count > 1:
-            self._count_batch(count)
+            self._row.add(MORE_ENTRIES, count - 1)
+            self._row.add(bucket_word(BATCH, count))
         return first_lsn
-
-    def _count_batch(self, count: int) -> None:
-        assert self._row is not None
-        self._row.add(MORE_ENTRIES, count - 1)
-        self._row.record(BATCH, count)
 
     def count_waits(self) -> None:
         """Outside the lock, with the other chores."""

@@ -27,7 +27,7 @@ from walpool.shared.control import (
     LogState,
 )
 from walpool.shared.poison import poison, sync_failed
-from walpool.shared.slot_rows import IDLE, SYNC, SYNC_WAITS, SYNCING, SYNCS_LED, SlotRow
+from walpool.shared.slot_rows import DOING, IDLE, SYNC, SYNC_WAITS, SYNCING, SYNCS_LED, SlotRow
 from walpool.system.calls import calls
 from walpool.system.files import File
 from walpool.system.locks import LOCK_UN, try_lock
@@ -78,7 +78,7 @@ class Committer:
             return self._wait_or_lead(lsn)
         finally:
             if row is not None:
-                row.doing(IDLE)
+                row.words[DOING] = IDLE
 
     def _wait_or_lead(self, lsn: int) -> int:
         words, halves = self._words, self._log.control.halves

@@ -315,7 +315,7 @@ class WALWriter:
     def after_fork(self) -> None:
         """In a forked child: close the parent's descriptors (an unlock would free its lock) and start over."""
         self._opening = threading.RLock()  # another thread may have held the old one
-        opened, self._log = self._log, None
+        opened, self._log, self._row = self._log, None, None  # the row is the parent's
         if opened is not None:
             self._appender.drop()
             opened.close()
