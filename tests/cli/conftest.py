@@ -61,6 +61,12 @@ class Running:
                 return self.workers[-1]
         raise AssertionError(f"the command ended without another worker: {self._err}")
 
+    def close_stdin(self) -> None:
+        """The end of its input, for a command that was started with stdin=PIPE."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.stdin = None
+
     def kill(self, pid: int | None = None) -> None:
         os.kill(self.process.pid if pid is None else pid, signal.SIGKILL)
 

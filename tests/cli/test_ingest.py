@@ -210,7 +210,16 @@ def test_what_is_no_file_is_refused_before_anything_is_made(run: Run, log: Path,
 
 def start_ingest(start: Start, log: Path, files: list[Path], *more: str) -> Running:
     """An ingest of which all workers are known and at work."""
-    running = start("ingest", log, *files, "--workers", str(WORKERS), "--batch", "20", "--verbose", *more)
+    return all_known(start("ingest", log, *files, "--workers", str(WORKERS), "--batch", "20", "--verbose", *more))
+
+
+def start_held_ingest(start: Start, log: Path, files: list[Path]) -> Running:
+    """The same, and it goes on until its stdin is closed: so a worker that is killed has always a successor."""
+    words = ("ingest", log, *files, "-", "--workers", str(WORKERS), "--batch", "20", "--verbose")
+    return all_known(start(*words, stdin=subprocess.PIPE))
+
+
+def all_known(running: Running) -> Running:
     for _ in range(WORKERS):
         running.read_worker()
     return running
@@ -219,11 +228,12 @@ def start_ingest(start: Start, log: Path, files: list[Path], *more: str) -> Runn
 def test_killed_workers_are_replaced_and_nothing_is_lost_or_doubled(
     start: Start, log: Path, big_files: list[Path]
 ) -> None:
-    running = start_ingest(start, log, big_files)
+    running = start_held_ingest(start, log, big_files)
     for number in range(1, 7):
         wait_for_entries(log, number * 15_000)
         running.kill(running.workers[-WORKERS])
         running.read_worker()  # its successor
+    running.close_stdin()
     ended = running.wait()
     assert ended.code == 0, ended.err
     assert ended.err.count("was killed by SIGKILL") == 6
@@ -231,10 +241,13 @@ def test_killed_workers_are_replaced_and_nothing_is_lost_or_doubled(
 
 
 def test_all_workers_killed_at_once(start: Start, log: Path, big_files: list[Path]) -> None:
-    running = start_ingest(start, log, big_files)
+    running = start_held_ingest(start, log, big_files)
     wait_for_entries(log, 30_000)
     for pid in list(running.workers):
         running.kill(pid)
+    for _ in range(WORKERS):
+        running.read_worker()
+    running.close_stdin()
     ended = running.wait()
     assert ended.code == 0, ended.err
     assert values_by_key(log) == lines_of(*big_files)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -240,7 +241,8 @@ def test_the_log_may_go_while_the_screen_is_up(log: Path) -> None:
 def test_the_monitors_totals_are_the_truth(start: Start, run: Run, log: Path, tmp_path: Path) -> None:
     """8 workers of an ingest, three of them killed; totals never go back, and end as what is in the log."""
     files = [write_lines(tmp_path / f"file{number}", 30_000) for number in range(8)]
-    ingest = start("ingest", log, *files, "--workers", "8", "--batch", "20", "--verbose")
+    words = ("ingest", log, *files, "-", "--workers", "8", "--batch", "20", "--verbose")
+    ingest = start(*words, stdin=subprocess.PIPE)  # it goes on until that is closed
     workers = [ingest.read_worker() for _ in range(8)]
     wait_for_entries(log, 1000)
     with closing(Watch(str(log))) as watch:
@@ -249,6 +251,7 @@ def test_the_monitors_totals_are_the_truth(start: Start, run: Run, log: Path, tm
         for pid in workers[:3]:
             ingest.kill(pid)
             ingest.read_worker()  # its successor: the parent has reaped it
+        ingest.close_stdin()
         last = first
         since_entries = 0
         while ingest.process.poll() is None:
