@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.conftest import Run, Running, Start, assert_no_traceback
 from walpool import SyncMode, WALEntry, WALWriter
-from walpool.cli.export import LONGEST_LINE
+from walpool.cli.export import LONGEST_LINE, MOST_AT_ONCE
 from walpool.integrations.prometheus import WALCollector
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -190,7 +190,7 @@ def test_the_page_in_a_browser(address: tuple[Running, int], tmp_path: Path) -> 
 
 def test_silent_clients_do_not_keep_others_out_for_ever(address: tuple[Running, int]) -> None:
     _, port = address
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(MOST_AT_ONCE + 1)]
     assert ask(port, "/metrics")[0] == 200
     for each in silent:
         each.close()

@@ -270,7 +270,7 @@ def test_the_command_killed_and_started_again(
 def test_the_command_and_its_workers_killed_and_started_again(
     start: Start, run: Run, log: Path, big_files: list[Path]
 ) -> None:
-    running = start_ingest(start, log, big_files)
+    running = start_held_ingest(start, log, big_files)
     wait_for_entries(log, 50_000)
     running.kill()
     for pid in running.workers:
@@ -288,7 +288,7 @@ def test_the_command_and_its_workers_killed_and_started_again(
 def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(
     start: Start, run: Run, log: Path, big_files: list[Path]
 ) -> None:
-    running = start_ingest(start, log, big_files)
+    running = start_held_ingest(start, log, big_files)
     wait_for_entries(log, 20_000)
     running.process.send_signal(signal.SIGINT)
     ended = running.wait()

@@ -59,7 +59,7 @@ def test_death_at_every_call_of_a_coordinator(child: Start, memory: Path) -> Non
     assert found.died > 300
 
 
-@pytest.mark.parametrize("share", [100, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [100, pytest.param(200, marks=pytest.mark.slow)])
 def test_death_at_any_line_of_a_coordinator(child: Start, memory: Path, share: int, seed: int) -> None:
     found = tally(child(sweep.sweep_alone, memory, scripts.coordinate, scripts.nothing, "line", share, seed))
     assert found.died > share * 0.7
