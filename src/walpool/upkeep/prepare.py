@@ -28,6 +28,21 @@ def write_zeros(file: File, start: int, end: int) -> None:
         file.write(_ZEROS[: min(CHUNK_BYTES, end - at)], at)
 
 
+def write_ahead(file: File, end: int, ahead: int, size_limit: int) -> int:
+    """FULL: keep zeros written ahead of the tail; where they end. A sync into them has no size to make durable.
+
+    1 MiB takes 0.3 ms, once in 6,000 appends of 116 bytes. Without room for them the append itself tells. Lock: append.
+    """
+    size = file.size()
+    if end > size:
+        try:
+            write_zeros(file, max(size, end), min(end + ahead, size_limit))
+        except WALError:
+            return size_limit
+        size = min(end + ahead, size_limit)
+    return max(end, size)
+
+
 def prepare(directory: Directory, size: int, file_mode: int) -> None:
     """Have a prepared segment. Lock: the coordinator's role. Without room there is none, and appends go on."""
     if directory.identity(PREPARED) is not None:
