@@ -253,6 +253,34 @@ def test_random_bytes_in_rows_break_no_snapshot(log: Path, seed: int) -> None:
             metrics.snapshot().as_dict()
 
 
+def test_a_row_of_garbage_refuses_no_opening_and_no_append(log: Path) -> None:
+    """A word that is full has no room for one more: that must not show as an append that raised."""
+    WALWriter(log, name="it").close()
+    with (log / "metrics").open("r+b") as file:
+        file.seek(2 * ROW_BYTES)
+        file.write(b"\xff" * ROW_BYTES)
+    with WALWriter(log, SyncMode.FULL, name="it") as writer:
+        assert writer.put(b"key", b"value") == 1
+        assert writer.append_batch([WALEntry.put(b"k", b"v")] * 5) == range(2, 7)
+        row = row_of(log, "it")
+        assert (row.entries, row.batches, row.failures) == (6, 2, 0)
+
+
+def test_waits_that_another_thread_counted_first_are_no_error(log: Path) -> None:
+    class Emptied(list[int]):
+        """As it is for a thread that looked just before another took the last."""
+
+        def __bool__(self) -> bool:
+            return True
+
+    with WALWriter(log) as writer:
+        writer.put(b"key", b"value")
+        writer._appender._waits_ns = Emptied()
+        writer._appender.chores = True
+        assert writer.put(b"key", b"value") == 2
+        writer._appender._waits_ns = []
+
+
 def test_a_full_disk_costs_the_metrics_and_no_append(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pwrite = calls.pwrite
 

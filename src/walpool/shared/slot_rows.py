@@ -41,6 +41,7 @@ MAGIC = int.from_bytes(b"WALPROWS", "big")
 LAYOUT = 1
 ROW_BYTES = 1 << 14  # whole pages on every machine, so that a writer maps its own row and no other
 ROWS = 1024  # slots with a row of their own
+MOST = 1 << 62  # what no count comes to: a word above it is damage, and one more might not fit it
 SHARED_ROW = -1  # the row of all other slots
 _HEADER = MAGIC.to_bytes(8, "little") + LAYOUT.to_bytes(8, "little") + ROW_BYTES.to_bytes(8, "little")
 
@@ -78,6 +79,9 @@ class SlotRow:
         self.words = words
         self.shared = shared  # with the writers of other slots
         self._lock = threading.Lock()  # for what threads of this writer count outside the append mutex
+        for at, word in enumerate(words.tolist()):
+            if word > MOST:
+                words[at] = 0
         identity = processes.identity()
         text = (name or "").encode(errors="replace")[:NAME_BYTES].ljust(NAME_BYTES, b"\0")
         words[CLAIMS] = words[CLAIMS] + 1 | 1  # odd, also after a claim that a kill ended
@@ -102,6 +106,16 @@ class SlotRow:
 
     def record_ns(self, histogram: int, ns: int) -> None:
         self.record(histogram, ns >> TIME_SHIFT)
+
+    def count_waits(self, waits_ns: list[int]) -> None:
+        """Take them out of the list and count them; another thread may be at it."""
+        while True:
+            try:
+                waited_ns = waits_ns.pop()
+            except IndexError:
+                return
+            self.add(CONTENDED)
+            self.record_ns(LOCK_WAIT, waited_ns)
 
     def doing(self, state: int) -> None:
         self.words[SINCE_NS] = clock.time_ns()

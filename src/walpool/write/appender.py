@@ -35,11 +35,9 @@ from walpool.shared.slot_rows import (
     BATCH,
     BATCHES,
     BYTES,
-    CONTENDED,
     DOING,
     IDLE,
     LAST_APPEND_NS,
-    LOCK_WAIT,
     MORE_ENTRIES,
     ROTATIONS,
     SINCE_NS,
@@ -218,10 +216,8 @@ class Appender:
 
     def count_waits(self) -> None:
         """Outside the lock, with the other chores."""
-        while self._waits_ns and self._row is not None:
-            waited_ns = self._waits_ns.pop()
-            self._row.add(CONTENDED)
-            self._row.record_ns(LOCK_WAIT, waited_ns)
+        if self._row is not None:
+            self._row.count_waits(self._waits_ns)
 
     def _wait_for_lock(self, weight: int) -> None:
         """Wait, say so, and count it `weight` times."""
