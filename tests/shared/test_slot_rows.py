@@ -171,6 +171,16 @@ def test_who_has_to_wait_for_the_lock_says_so(child: Start, log: Path) -> None:
         waiter.result()
 
 
+def test_a_killed_writer_holds_nothing(child: Start, log: Path) -> None:
+    holder = child(workers.stand_inside, log)
+    assert holder.receive() == "inside"
+    with WALMetrics.attach(log) as metrics:
+        assert metrics.snapshot().lock_holder == 0
+        holder.kill()
+        holder.died()
+        assert metrics.snapshot().lock_holder is None
+
+
 def test_what_is_buffered_shows(log: Path) -> None:
     with WALWriter(log, SyncMode.NONE, linger_s=60.0, name="it") as writer:
         writer.put(b"key", b"value")

@@ -92,7 +92,7 @@ class WALMetrics:
             taken_at=clock.monotonic(),
             failures_by_kind=failures,
             lock_waits=totals["contended"],
-            lock_holder=holder,
+            lock_holder=holder if holder in living else None,  # a killed one left its mark and lost the lock
             sync_waits=totals["sync_waits"],
             writers=tuple(writer_row(slot, pid, by_slot, self._names) for slot, pid in living.items()),
             killed_writers=tuple(
