@@ -413,3 +413,15 @@ def test_a_control_block_can_be_attached_to_while_a_writer_appends(log: Path) ->
         assert control.state().next_lsn == 8
         control.close()
         directory.close()
+
+
+def test_a_commit_that_leaves_no_room_for_the_slot_beside_it_is_not_believed(log: Path) -> None:
+    make(log, COUNT)
+    with (log / "control").open("r+b") as file:
+        file.seek(COMMIT * 8)
+        commit = int.from_bytes(file.read(8), "little")
+        file.seek(COMMIT * 8)
+        file.write((commit + (1 << 60)).to_bytes(8, "little"))
+    with WALWriter(log) as writer:
+        assert writer.recovery_report is not None
+        assert writer.append(entry_of(COUNT + 1)) == COUNT + 1

@@ -16,6 +16,7 @@ from walpool.shared.catalog import Segment, holds_frames, list_segments, open_se
 from walpool.shared.control import (
     COMMIT,
     EXPECTED,
+    INTENT_SLOT_BITS,
     LOCKS,
     POISONED,
     ROTATING,
@@ -166,7 +167,9 @@ def _believe_figures(state: LogState, control: Control) -> None:
     """No figure may be one that appending would carry past a word, or that no log can have."""
     words = control.words
     others = (words[COMMIT], words[SYNCS], words[SYNC_NS], words[SYNCED_BATCHES], words[EXPECTED])
-    if not (1 <= state.segment <= state.next_lsn and max(*state, *others) <= MAX_LSN):
+    if words[COMMIT] >> INTENT_SLOT_BITS or not (
+        1 <= state.segment <= state.next_lsn and max(*state, *others) <= MAX_LSN
+    ):
         raise ControlUnusable("the control block's figures are impossible")
 
 
