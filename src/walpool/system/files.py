@@ -259,31 +259,55 @@ class Directory:
 
 
 def create_directory(path: str | os.PathLike[str], mode: int) -> None:
-    """The log's directory, and its parents, unless they are there. The new entry is made durable.
+    """The log's directory, and its parents, unless they are there. Each new entry is made durable.
 
     `mode` is that of the files in it; the directory gets an x bit for each r bit. Parents keep the umask's mode.
     """
     place = os.path.abspath(os.fspath(path))
-    parent = os.path.dirname(place)
     bits = mode | (mode & 0o444) >> 2
     with typed_errors(place):
         try:
             try:
                 calls.mkdir(place, bits)
             except FileNotFoundError:
-                try:
-                    os.makedirs(parent, exist_ok=True)
-                except FileExistsError:
-                    raise UnsafeLog(parent, "refused: not a directory") from None
+                _make_parents(os.path.dirname(place))
                 calls.mkdir(place, bits)
         except FileExistsError:
             return
         calls.chmod(place, bits)  # whatever the umask
-        fd = calls.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            calls.fsync(fd)
-        finally:
-            close_descriptor(fd)
+        _sync_entry(place)
+
+
+def _make_parents(path: str) -> None:
+    """Outermost first, each durable before the next: a log is as durable as the path that leads to it."""
+    try:
+        calls.mkdir(path, 0o777)
+    except FileNotFoundError:
+        _make_parents(os.path.dirname(path))
+        return _make_parents(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise UnsafeLog(path, "refused: not a directory") from None
+        return
+    _sync_entry(path)
+
+
+def sync_entry_of(directory: Directory) -> None:
+    """Make the directory's own name durable: whoever made it may have been killed before that. Where we may not look
+    into its parent, it is somebody else's to keep.
+    """
+    try:
+        _sync_entry(directory.path)
+    except PermissionError:
+        pass
+
+
+def _sync_entry(path: str) -> None:
+    fd = calls.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        calls.fsync(fd)
+    finally:
+        close_descriptor(fd)
 
 
 def is_directory(path: str | os.PathLike[str]) -> bool:
