@@ -200,8 +200,8 @@ def test_removals_are_durable_one_by_one_oldest_first(full: Path) -> None:
         with watched() as trace:
             writer.prune()
     steps = [(name, str(arguments[0])) for name, arguments in trace.made if name in ("unlink", "fsync")]
-    assert [step[1] for step in steps[::2]] == files[:-1]
-    assert [step[0] for step in steps] == ["unlink", "fsync"] * (len(files) - 1)
+    assert [step[1] for step in steps[1::2]] == files[:-1]
+    assert [step[0] for step in steps] == ["fsync", *["unlink", "fsync"] * (len(files) - 1)]
 
 
 def test_a_prune_killed_at_any_call_leaves_a_log_that_starts_later(tmp_path: Path) -> None:
