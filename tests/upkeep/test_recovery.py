@@ -14,6 +14,7 @@ from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, written
 from tests.upkeep.faults import WATCHED, Killed, failing_at, killed_at, watched
 from walpool import LogNotFound, RecoveryMode, SyncFailed, UnsafeLog, WALEntry, WALError, WALReader, WALWriter
+from walpool.system import processes
 from walpool.system.calls import calls
 from walpool.upkeep.verify import verify
 
@@ -283,11 +284,13 @@ def test_segments_behind_the_cut_move_to_quarantine_newest_first(log: Path) -> N
     assert [name.split("/")[1][:24] for name in report.quarantined] == moved
     after = contents(log)
     assert [after[name] for name in report.quarantined] == [before[layout.name(17)], before[layout.name(13)]]
-    made = [name for name, flags in trace.of("open") if flags & os.O_CREAT and str(name).endswith(".wal")]
-    assert made == [layout.name(12)]
-    steps = [name for name, _ in trace.made if name == "rename"], [str(arguments[0]) for _, arguments in trace.made]
-    assert len(steps[0]) >= 3  # two segments, and the control block
-    assert steps[1].index(layout.name(12)) > steps[1].index(moved[-1]), "the old ones must be out of the way first"
+    steps = [str(arguments[0]) for name, arguments in trace.made if name in ("rename", "fsync")]
+    of_directories = [at for at, step in enumerate(steps) if step.isdigit()]
+    first, second = steps.index(moved[0]), steps.index(moved[1])
+    assert [at for at in of_directories if at < second][-2:] == [first + 1, first + 2], (
+        "one is gone before the next goes"
+    )
+    assert steps.index("rewrite.tmp") > second + 2, "the old ones must be out of the way first"
 
 
 def test_what_was_accepted_is_synced_before_it_is_called_durable(log: Path) -> None:
@@ -316,7 +319,7 @@ def test_what_was_accepted_is_synced_before_it_is_called_durable(log: Path) -> N
         patch.setattr(calls, "fdatasync", note_sync)
         patch.setattr(calls, "rename", note_rename)
         WALWriter(log).close()
-    assert set(synced[: control_at[0]]) >= {layout.name(lsn) for lsn in (1, 5, 9, 12)}
+    assert set(synced[: control_at[0]]) >= {layout.name(lsn) for lsn in (1, 5, 9)} | {"rewrite.tmp"}
 
 
 def test_two_recoveries_that_quarantine_the_same_name_keep_both(log: Path) -> None:
@@ -335,6 +338,25 @@ def test_two_recoveries_that_quarantine_the_same_name_keep_both(log: Path) -> No
         assert len(report.quarantined) == 1
     kept = [data for name, data in contents(log).items() if name.startswith("quarantine/")]
     assert sorted(kept) == sorted(evidence)
+
+
+@pytest.mark.parametrize("doubtful", [False, True])
+def test_a_move_to_quarantine_that_was_killed_in_the_middle_is_taken_back(log: Path, doubtful: bool) -> None:
+    """A file with two names is refused, so a rewrite that was killed between its link and its rename ended the log."""
+    make(log, COUNT)
+    segment = segment_files(log)[-1]
+    (log / "quarantine").mkdir()
+    os.link(segment, log / "quarantine" / f"{segment.name}.1")
+    (log / "quarantine" / "00000000000000000001.wal.2").write_bytes(b"evidence")
+    if doubtful:
+        high, low = processes.boot_id()
+        (log / "sync.failed").write_text(f"{high:016x}{low:016x} {int(segment.stem) - 1} 5\n")
+    (log / "control").unlink()
+    found, _ = recover(log)
+    assert found == entries(1, COUNT + 1)
+    kept = {file.name for file in (log / "quarantine").iterdir()}
+    assert f"{segment.name}.1" not in kept
+    assert len(kept) == 1 + doubtful
 
 
 @pytest.mark.parametrize("plant", ["symlink", "file", "fifo"])

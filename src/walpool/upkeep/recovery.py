@@ -12,14 +12,15 @@ from enum import Enum
 
 from walpool.errors import CorruptLog, SyncFailed, WALError
 from walpool.format.header import HEADER_BYTES, WALHeader
-from walpool.format.names import QUARANTINE, segment_name
+from walpool.format.names import segment_name
 from walpool.options import RecoveryMode
 from walpool.read.scan import FrameWindow, SegmentScan, scan_segment
-from walpool.shared.catalog import Segment, create_segment, is_zero, list_segments, open_segment
+from walpool.shared.catalog import Segment, is_zero, list_segments, open_segment
 from walpool.shared.control import LogState, create_control, last_totals, leftover
 from walpool.shared.poison import lift
 from walpool.system import clock, processes
-from walpool.system.files import Directory
+from walpool.system.files import CREATE, Directory, sync_entry_of
+from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place, undo_half_moves
 from walpool.upkeep.rewrite import rewrite
 
 log = logging.getLogger("walpool")
@@ -171,6 +172,7 @@ def _recover(
     for name in directory.names():
         if leftover(name):
             directory.unlink(name)
+    undo_half_moves(directory)
     if doubtful_lsn is not None:
         rewrite(directory, doubtful_lsn, file_mode)
     found = survey(directory, mode, whole=whole)
@@ -182,6 +184,7 @@ def _recover(
     active = _start_segment(directory, found, quarantined, file_mode)
     active.file.sync()
     directory.sync()
+    sync_entry_of(directory)
     kept = [first for first in found.segments if first < active.header.first_lsn]
     state = LogState(
         segment=active.header.first_lsn,
@@ -229,23 +232,11 @@ def _sync_segment(directory: Directory, first_lsn: int) -> None:
 
 
 def _quarantine(directory: Directory, found: Survey) -> list[str]:
-    """Move aside the segments in which nothing counts, newest first; a clean empty last one is kept for use."""
-    moved: list[str] = []
-    for first_lsn in reversed(found.segments):
-        if first_lsn < found.next_lsn:
-            break
-        if first_lsn == found.next_lsn == found.segments[-1] and _is_clean_and_empty(directory, first_lsn):
-            continue
-        name = segment_name(first_lsn)
-        if not moved:
-            directory.make_directory(QUARANTINE)
-            aside_directory = Directory(directory.join(QUARANTINE))  # refuses a symlink in its place
-        aside = f"{QUARANTINE}/{name}.{clock.time_ns()}"
-        directory.rename(name, aside)
-        moved.append(aside)
-    if moved:
-        aside_directory.sync()  # before the log's directory forgets the old names
-    return moved
+    """Move aside the segments behind the one that will be active.
+
+    Newest first, each durable before the next: if an older one went alone, the log would seem to start behind it.
+    """
+    return [move_aside(directory, lsn) for lsn in reversed(found.segments) if lsn > found.next_lsn]
 
 
 def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
@@ -261,7 +252,7 @@ def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
 
 def _start_segment(directory: Directory, found: Survey, quarantined: list[str], file_mode: int) -> Segment:
     """The new active segment, or the clean empty one that is already there."""
-    if found.segments and found.segments[-1] == found.next_lsn and not quarantined:
+    if found.segments and found.segments[-1] == found.next_lsn and _is_clean_and_empty(directory, found.next_lsn):
         return open_segment(directory, found.next_lsn, writable=True)
     header = WALHeader(
         created_at=clock.time_ns(),
@@ -270,7 +261,17 @@ def _start_segment(directory: Directory, found: Survey, quarantined: list[str], 
         durable_lsn=found.next_lsn - 1,
         marker=processes.random_word() & 0xFFFFFFFF,
     )
-    return create_segment(directory, header, file_mode)
+    file = directory.open(NEW_SEGMENT, CREATE, file_mode)
+    try:
+        file.write(header.encode(), 0)
+        file.sync()
+        aside = put_in_place(directory, found.next_lsn, replaces=found.next_lsn in found.segments)
+    except BaseException:
+        file.close()
+        raise
+    if aside is not None:
+        quarantined.append(aside)
+    return Segment(file, header)
 
 
 def _tell(directory: Directory, report: RecoveryReport) -> None:

@@ -12,13 +12,11 @@ from crc32c import crc32c
 from walpool.errors import CorruptLog
 from walpool.format.frame import FRAME_PREFIX, Frame, seal
 from walpool.format.header import HEADER_BYTES, WALHeader
-from walpool.format.names import QUARANTINE, segment_name
 from walpool.read.scan import FrameWindow
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.system import clock, processes
 from walpool.system.files import CREATE, Directory, File
-
-_REWRITE = "rewrite.tmp"
+from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place
 
 
 def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
@@ -27,30 +25,20 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
     inside = [first for first in segments if first <= first_lsn][-1:] + [
         first for first in segments if first > first_lsn
     ]
-    directory.unlink(_REWRITE)  # of a rewrite that was killed
-    file = directory.open(_REWRITE, CREATE, file_mode)
+    directory.unlink(NEW_SEGMENT)  # of a recovery that was killed
+    file = directory.open(NEW_SEGMENT, CREATE, file_mode)
     try:
         next_lsn = _copy(directory, segments, inside, first_lsn, file)
         if next_lsn > first_lsn:
             file.sync()
-            directory.make_directory(QUARANTINE)
-            Directory(directory.join(QUARANTINE))  # refuses a symlink in its place
-            if first_lsn in segments:
-                directory.link(segment_name(first_lsn), _aside(first_lsn))
-            directory.rename(_REWRITE, segment_name(first_lsn))
-            directory.sync()
+            put_in_place(directory, first_lsn, replaces=first_lsn in segments)
             for replaced in inside:
                 if first_lsn < replaced < next_lsn:
-                    directory.rename(segment_name(replaced), _aside(replaced))
-            directory.sync()
+                    move_aside(directory, replaced)
         else:
-            directory.unlink(_REWRITE)
+            directory.unlink(NEW_SEGMENT)
     finally:
         file.close()
-
-
-def _aside(first_lsn: int) -> str:
-    return f"{QUARANTINE}/{segment_name(first_lsn)}.{clock.time_ns()}"
 
 
 def _copy(directory: Directory, segments: list[int], inside: list[int], first_lsn: int, to: File) -> int:

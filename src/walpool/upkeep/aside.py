@@ -1,0 +1,57 @@
+"""Quarantine: where recovery moves segments that no longer count, under their name and the time; nothing is deleted.
+
+Holds: a name that counts is never missing in between: a segment is replaced under one rename, while the old file has
+another name in quarantine already. A move may be cut in the middle, and then a file has both names; the one in the
+log's directory counts, and `undo_half_moves` takes the other away before anything is decided.
+Lock: maintenance and append, and no writer alive.
+"""
+
+from walpool.format.names import QUARANTINE, parse_segment_name, segment_name
+from walpool.system import clock
+from walpool.system.files import Directory
+
+NEW_SEGMENT = "rewrite.tmp"  # what will replace a segment, until it is whole
+
+
+def undo_half_moves(directory: Directory) -> None:
+    directory.unlink(NEW_SEGMENT)
+    if directory.identity(QUARANTINE) is None:
+        return
+    segments = {directory.identity(name) for name in directory.names() if parse_segment_name(name) is not None}
+    quarantine = _open(directory)
+    for name in quarantine.names():
+        if quarantine.identity(name) in segments - {None}:
+            quarantine.unlink(name)
+
+
+def move_aside(directory: Directory, first_lsn: int) -> str:
+    """Durable when this returns the new name."""
+    quarantine = _open(directory)
+    aside = _aside(first_lsn)
+    directory.rename(segment_name(first_lsn), aside)
+    quarantine.sync()  # before the log's directory forgets the old name
+    directory.sync()
+    return aside
+
+
+def put_in_place(directory: Directory, first_lsn: int, *, replaces: bool) -> str | None:
+    """Give NEW_SEGMENT, which is on disk, the name of a segment; what the one that it replaces is called now."""
+    aside = None
+    if replaces:
+        quarantine = _open(directory)
+        aside = _aside(first_lsn)
+        directory.link(segment_name(first_lsn), aside)
+        quarantine.sync()
+    directory.rename(NEW_SEGMENT, segment_name(first_lsn))
+    directory.sync()
+    return aside
+
+
+def _open(directory: Directory) -> Directory:
+    """Made if need be; refuses a symlink in its place."""
+    directory.make_directory(QUARANTINE)
+    return Directory(directory.join(QUARANTINE))
+
+
+def _aside(first_lsn: int) -> str:
+    return f"{QUARANTINE}/{segment_name(first_lsn)}.{clock.time_ns()}"
