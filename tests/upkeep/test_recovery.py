@@ -340,6 +340,17 @@ def test_two_recoveries_that_quarantine_the_same_name_keep_both(log: Path) -> No
     assert sorted(kept) == sorted(evidence)
 
 
+def test_blocks_of_another_segment_that_a_power_cut_left_are_no_evidence_of_this_one(log: Path) -> None:
+    """The file system gave a new segment blocks that were an older one's, and what was written there did not arrive."""
+    make(log, COUNT)
+    stale = layout.segment(71, layout.single(71, 4), sequence=3, marker=9, frames_durable=70)
+    (log / layout.name(COUNT + 1)).write_bytes(stale)
+    (log / "control").unlink()
+    found, report = recover(log)
+    assert found == entries(1, COUNT + 1)
+    assert report is not None and len(report.quarantined) == 1
+
+
 @pytest.mark.parametrize("doubtful", [False, True])
 def test_a_move_to_quarantine_that_was_killed_in_the_middle_is_taken_back(log: Path, doubtful: bool) -> None:
     """A file with two names is refused, so a rewrite that was killed between its link and its rename ended the log."""

@@ -6,9 +6,9 @@ allocated for a length that the file does not have.
 
 from typing import NamedTuple
 
-from walpool.errors import CorruptLog, UnsupportedVersion
+from walpool.errors import CorruptLog, UnsupportedVersion, WALError
 from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames, read_frame
-from walpool.format.header import HEADER_BYTES
+from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import segment_name
 from walpool.shared.catalog import Segment, open_segment
 from walpool.system.files import Directory, File
@@ -123,12 +123,20 @@ def _intact(data: bytes, offset: int, marker: int, least_lsn: int) -> Behind:
 
 
 def _behind_lost_header(directory: Directory, first_lsn: int) -> Behind:
-    """Intact frames of a segment whose header is damaged: its first frame, if it stands, tells the marker."""
+    """Intact frames of a segment whose header is damaged: its first frame, if it stands, tells the marker.
+
+    An intact header of another LSN is what stood in these blocks before, and says nothing about this segment.
+    """
     file = directory.open(segment_name(first_lsn))
     try:
         data = file.read(file.size(), 0)
     finally:
         file.close()
+    try:
+        if WALHeader.decode(data).first_lsn != first_lsn:
+            return Behind()
+    except WALError:
+        pass
     marker = int.from_bytes(data[HEADER_BYTES : HEADER_BYTES + 4], "little")
     return _intact(data, HEADER_BYTES, marker, first_lsn) if marker else Behind()
 
