@@ -1,0 +1,479 @@
+"""Power cuts: what real appends, rotations, recoveries, checkpoints and prunes did to a disk, and what that may leave.
+
+A script works on a log while a `Recorder` writes down what reaches the disk and what its caller is told. Then, for any
+moment of it, states that a cut may leave are drawn, put into a directory, and opened as after a reboot. In each: the
+entries are those that were appended, in order, whole, from the first that retention may have left to at least the
+last that anybody was told is durable; what a checkpoint says is not forgotten, and nothing above it is missing; the log
+takes further appends; and recovered once more it is the same. Of some, the recovery itself is recorded and cut.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.crash.disk import PAGE, SECTOR, Disk, Event, Image, Model, Recorder
+from tests.support import append_op, entries_of, run_threads
+from walpool import Retention, SyncMode, WALEntry, WALError, WALReader, WALWriter
+from walpool.shared.checkpoint import read_checkpoint
+from walpool.system import processes
+from walpool.system.calls import calls
+from walpool.system.files import Directory
+from walpool.write import coordinator
+
+LOG = "events.wal"
+SHORT = errno.EAGAIN  # stands for a write that does a part
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EACCES, errno.EROFS, errno.EINTR, SHORT)
+STATES_PER_RUN = 250
+DRAWS = 12  # states of each moment
+AGAIN = 4  # one state in so many is recovered twice,
+WITH_METRICS = 9  # one in so many by a writer with metrics
+NESTED_DRAWS = 2  # of each moment of a recovery
+NESTED_SHARE = 1 / 60  # of the states, whose recovery is cut too
+
+# What may stand in space that was never written: noise, and the frames of another log.
+GOLDEN = Path(__file__).parent.parent / "golden" / "segment-1.0.hex"
+STRANGERS = [bytes(range(256)), bytes.fromhex(GOLDEN.read_text())[64:], bytes.fromhex(GOLDEN.read_text())]
+
+
+# What is recorded
+
+
+class Told:
+    """Appends through a writer, and everything that was asked and answered, in the recorder's order."""
+
+    def __init__(self, recorder: Recorder, log: Path) -> None:
+        self.recorder = recorder
+        self.log = log
+        self.entries: dict[int, WALEntry] = {}  # acknowledged, by LSN
+        self._ops = itertools.count()
+
+    def append(self, writer: WALWriter, mode: SyncMode, author: str = "a", large: int = 0) -> None:
+        op = next(self._ops)
+        entries = entries_of(author, op)
+        if large:
+            entries = [WALEntry.put(f"{author}/{op}/{n}/{large}".encode(), bytes([op % 251 + 1]) * 700, op)
+                       for n in range(large)]  # fmt: skip
+        self.recorder.note("begins", len(entries))
+        lsns = writer.append_batch(entries) if large else append_op(writer, author, op)
+        self.entries.update((lsn, entry._replace(lsn=lsn)) for lsn, entry in zip(lsns, entries, strict=True))
+        if mode is SyncMode.FULL:
+            self.recorder.note("durable", lsns.stop - 1)
+
+    def sync(self, writer: WALWriter) -> None:
+        self.recorder.note("durable", writer.sync())
+
+    def checkpoint(self, writer: WALWriter, lsn: int) -> None:
+        self.recorder.note("checkpoint begins", lsn)
+        self.recorder.note("checkpoint", writer.checkpoint(lsn))
+
+
+def next_lsn(writer: WALWriter) -> int:
+    return writer.metrics.snapshot().next_lsn
+
+
+def await_coordinators() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "walpool-coordinator":
+            thread.join()
+
+
+# Scripts. Each draws what it does from `chance`.
+
+Script = Callable[[Told, random.Random], None]
+
+
+def append_in_turn(told: Told, chance: random.Random) -> None:
+    """Up to three writers, NORMAL and FULL, take turns; with rotations, syncs, large batches, and new writers."""
+    limit = chance.choice((700, 1500, 4000))
+    modes = [chance.choice((SyncMode.NORMAL, SyncMode.FULL)) for _ in range(chance.randrange(1, 4))]
+    writers = [WALWriter(told.log, mode, limit) for mode in modes]
+    for _ in range(chance.randrange(8, 22)):
+        at = chance.randrange(len(writers))
+        writer, mode = writers[at], modes[at]
+        match chance.randrange(12):
+            case 0:
+                told.sync(writer)
+            case 1:
+                writer.rotate()
+            case 2:
+                writer.close()
+                writers[at] = WALWriter(told.log, mode, limit)
+            case 3 if limit >= 1500:
+                large = chance.randrange(1, limit // 800 + 1)
+                told.append(writer, mode, large=large)
+            case _:
+                told.append(writer, mode)
+        await_coordinators()
+    for writer in writers:
+        writer.close()
+
+
+def append_and_prune(told: Told, chance: random.Random) -> None:
+    """Checkpoints, and retention that removes what they cover; segments that are prepared, taken and trimmed."""
+    retention = chance.choice((Retention(checkpointed=True), Retention(checkpointed=True, max_segments=None)))
+    mode = chance.choice((SyncMode.NORMAL, SyncMode.FULL))
+    with WALWriter(told.log, mode, chance.choice((600, 1200)), retention=retention) as writer:
+        for _ in range(chance.randrange(8, 20)):
+            match chance.randrange(8):
+                case 0 | 1:
+                    told.checkpoint(writer, chance.randrange(next_lsn(writer)))
+                case 2:
+                    writer.prune()
+                case 3:
+                    writer.rotate()
+                case _:
+                    told.append(writer, mode)
+            await_coordinators()
+
+
+def append_through_a_failed_sync(told: Told, chance: random.Random) -> None:
+    """A sync fails and the pages it was for are never written; the next opening recovers the log, and it goes on."""
+    limit = chance.choice((700, 1500, 4000))
+    mode = chance.choice((SyncMode.NORMAL, SyncMode.FULL))
+    syncs = itertools.count(1)
+    failing = chance.randrange(1, 9)
+
+    def fail_one(name: str) -> None:
+        if name == "fdatasync" and next(syncs) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    told.recorder.fault = fail_one
+    for _ in range(3):
+        with suppress(WALError), WALWriter(told.log, mode, limit) as writer:
+            for _ in range(chance.randrange(3, 9)):
+                if chance.random() < 0.25:
+                    told.sync(writer)
+                else:
+                    told.append(writer, mode)
+                await_coordinators()
+
+
+def append_through_errors(told: Told, chance: random.Random) -> None:
+    """From some call on, one or all fail, or writes are short, for a while; then the disk is well again."""
+    limit = chance.choice((700, 1500, 4000))
+    mode = chance.choice((SyncMode.NORMAL, SyncMode.FULL))
+    error = chance.choice(ERRORS)
+    name_of_all = chance.choice(("any", "pwrite", "open", "rename", "ftruncate", "fsync", "mkdir", "unlink"))
+    first = chance.randrange(60)
+    last = first + chance.choice((1, 1, 3, 30))
+    calls_made = itertools.count()
+
+    def fail(name: str) -> int | None:
+        if name_of_all not in ("any", name) or not first <= next(calls_made) < last:
+            return None
+        if name == "pwrite" and error == SHORT:
+            return chance.randrange(60)
+        raise OSError(error, os.strerror(error))
+
+    told.recorder.fault = fail
+    for round_ in range(3):
+        if round_ == 2:
+            told.recorder.fault = lambda name: None
+        with suppress(WALError), WALWriter(told.log, mode, limit) as writer:
+            for _ in range(chance.randrange(3, 9)):
+                with suppress(WALError):
+                    match chance.randrange(8):
+                        case 0 | 1:
+                            told.sync(writer)
+                        case 2:
+                            writer.rotate()
+                        case 3:
+                            told.checkpoint(writer, chance.randrange(next_lsn(writer)))
+                        case _:
+                            told.append(writer, mode)
+                await_coordinators()
+
+
+def append_from_a_buffer(told: Told, chance: random.Random) -> None:
+    with WALWriter(told.log, SyncMode.NONE, 1500, buffer_bytes=chance.choice((200, 900)), linger_s=60) as writer:
+        for op in range(chance.randrange(10, 25)):
+            entry = WALEntry.put(f"b/{op}/0/1".encode(), b"x" * chance.randrange(120), op)
+            told.recorder.note("begins", 1)
+            writer.append(entry)
+            told.entries[op + 1] = entry._replace(lsn=op + 1)
+            if chance.random() < 0.15:
+                told.sync(writer)
+
+
+def append_at_once(told: Told, chance: random.Random) -> None:
+    """Three FULL writers in three threads, which share syncs, and append while one is under way."""
+    told.recorder.sync_takes_s = 100e-6
+    writers = [WALWriter(told.log, SyncMode.FULL, 2000) for _ in range(3)]
+    count = chance.randrange(4, 9)
+
+    def append(writer: WALWriter, author: str) -> None:
+        for _ in range(count):
+            told.append(writer, SyncMode.FULL, author)
+
+    run_threads(*[lambda writer=writer, n=n: append(writer, f"t{n}") for n, writer in enumerate(writers)])
+    for writer in writers:
+        writer.close()
+
+
+def append_below_new_parents(told: Told, chance: random.Random) -> None:
+    """Somebody was killed after making some of them."""
+    told.log = told.log.parent / "var" / "lib" / LOG
+    if chance.random() < 0.5:
+        calls.mkdir(str(told.log.parent.parent), 0o700)
+        calls.mkdir(str(told.log.parent), 0o700)
+    append_in_turn(told, chance)
+
+
+SCRIPTS: dict[str, Script] = {
+    "turns": append_in_turn,
+    "prune": append_and_prune,
+    "failed sync": append_through_a_failed_sync,
+    "errors": append_through_errors,
+    "buffer": append_from_a_buffer,
+    "at once": append_at_once,
+    "parents": append_below_new_parents,
+}
+
+
+class Trace(NamedTuple):
+    log: str  # below the root
+    events: list[Event]
+    entries: list[WALEntry]  # by LSN - 1, as they were appended: also those that are pruned by now
+
+
+def record(script: Script, root: Path, chance: random.Random) -> Trace:
+    root.mkdir()
+    recorder = Recorder(root)
+    told = Told(recorder, root / LOG)
+    before = coordinator.PREPARE_FROM_BYTES, processes.random_word, calls.time_ns
+    coordinator.PREPARE_FROM_BYTES = chance.choice((0, 1 << 20))
+    processes.random_word = lambda: chance.getrandbits(64) | 1 << 32 | 1  # so that a seed gives the same run again,
+    calls.time_ns = itertools.count(1_700_000_000 * 10**9, 1000).__next__  # with the same figures in its metrics
+    try:
+        with recorder.recording():
+            script(told, chance)
+            await_coordinators()
+        for entry in _read(told.log)[1]:
+            assert told.entries.setdefault(entry.lsn, entry) == entry, "the log is wrong before any cut"
+    finally:
+        coordinator.PREPARE_FROM_BYTES, processes.random_word, calls.time_ns = before
+        shutil.rmtree(root)
+    assert sorted(told.entries) == list(range(1, len(told.entries) + 1))
+    return Trace(
+        str(told.log.relative_to(root)), recorder.events, [told.entries[lsn] for lsn in range(1, len(told.entries) + 1)]
+    )
+
+
+def _read(log: Path) -> tuple[int, list[WALEntry]]:
+    """The first LSN that is available, and the entries."""
+    first_lsn = min(int(name[:20]) for name in os.listdir(log) if name.endswith(".wal"))
+    with WALReader(log, start=first_lsn) as reader:
+        return first_lsn, reader.read_all()
+
+
+# What was promised at a moment
+
+
+class Promise(NamedTuple):
+    durable_lsn: int = 0
+    most: int = 0  # entries that anybody had begun to append
+    checkpoint: int = 0
+    checkpoint_begun: int = 0
+
+    def after(self, event: Event) -> Promise:
+        match event:
+            case Event("begins", (count,)):
+                return self._replace(most=self.most + count)
+            case Event("durable", (lsn,)):
+                return self._replace(durable_lsn=max(self.durable_lsn, lsn))
+            case Event("checkpoint begins", (lsn,)):
+                return self._replace(checkpoint_begun=max(self.checkpoint_begun, lsn))
+            case Event("checkpoint", (lsn,)):
+                return self._replace(checkpoint=max(self.checkpoint, lsn))
+        return self
+
+
+# What is found after a cut
+
+_boots = itertools.count(1)
+
+
+@contextmanager
+def after_a_reboot() -> Iterator[None]:
+    boot = (1, next(_boots))
+    before, processes.boot_id = processes.boot_id, lambda: boot
+    try:
+        yield
+    finally:
+        processes.boot_id = before
+
+
+def check(log: Path, entries: Sequence[WALEntry], promise: Promise, *, metrics: bool, again: bool) -> None:
+    """Open the log as after a reboot, and compare; append to it; and `again`, after another reboot."""
+    with after_a_reboot(), WALWriter(log, metrics=metrics) as writer:
+        first_lsn, found = _read(log)
+        last_lsn = first_lsn + len(found) - 1
+        assert found == list(entries[first_lsn - 1 : last_lsn]), _difference(found, entries, first_lsn)
+        assert last_lsn >= promise.durable_lsn, f"durable was LSN {promise.durable_lsn}, the log ends at {last_lsn}"
+        assert last_lsn <= promise.most, f"{promise.most} entries were begun, there are {last_lsn}"
+        with closing(Directory(log)) as directory:
+            checkpoint = read_checkpoint(directory)
+        assert promise.checkpoint <= checkpoint <= promise.checkpoint_begun, (
+            f"the checkpoint is {checkpoint}; stated was {promise.checkpoint}, begun {promise.checkpoint_begun}"
+        )
+        assert first_lsn <= checkpoint + 1, f"the log starts at LSN {first_lsn}, the checkpoint is {checkpoint}"
+        afterwards = append_op(writer, "after", 6)
+        assert afterwards.start == last_lsn + 1, f"after LSN {last_lsn} comes {afterwards.start}"
+        assert writer.sync() == afterwards.stop - 1
+    if not again:
+        return
+    found += [entry._replace(lsn=lsn) for lsn, entry in zip(afterwards, entries_of("after", 6), strict=True)]
+    with after_a_reboot(), WALWriter(log, metrics=metrics):
+        assert _read(log) == (first_lsn, found), "recovered again, it is another log"
+
+
+def _difference(found: Sequence[WALEntry], expected: Sequence[WALEntry], first_lsn: int) -> str:
+    for at, entry in enumerate(found):
+        lsn = first_lsn + at
+        if lsn > len(expected):
+            return f"LSN {lsn} was never appended, and is there: {entry}"
+        if entry != expected[lsn - 1]:
+            return f"LSN {lsn} was {expected[lsn - 1]}, and is {entry}"
+    return f"{len(found)} entries from LSN {first_lsn} on"
+
+
+# All of it
+
+
+class Explorer:
+    """Draws states of one script's run after another, and checks each that it has not seen before."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: set[int] = set()
+        self._places = itertools.count()
+        self.counts: Counter[str] = Counter()
+
+    def explore(self, name: str, seed: int, most: int) -> None:
+        """At most `most` new states of one run of a script. What a moment gives follows from the seed alone."""
+        chance = random.Random(f"{name} {seed}")
+        trace = record(SCRIPTS[name], self._place(), chance)
+        model, sector = chance.choice(list(Model)), chance.choice((SECTOR, PAGE))
+        moments = set(chance.sample(range(len(trace.events)), min(len(trace.events), most)))
+        end = self.counts["crash states"] + most
+        disk, promise = Disk(model), Promise()
+        for moment, event in enumerate(trace.events):
+            disk.play(event)
+            promise = promise.after(event)
+            if moment not in moments:
+                continue
+            chance = random.Random(f"{name} {seed} {moment}")
+            images = [disk.draw(chance, sector, STRANGERS) for _ in range(DRAWS)]
+            nested = [chance.random() < NESTED_SHARE for _ in images]
+            for image, cut_again in zip(images, nested, strict=True):
+                if not self._is_new(image):
+                    continue
+                disk.draw_caches(image, chance, sector)
+                try:
+                    self._check(image, trace, promise)
+                    if cut_again:
+                        self._cut_the_recovery(image, trace, promise, chance, sector)
+                except Exception as error:
+                    raise AssertionError(
+                        f"{error!r}\nin {name}, {model.value} model, sectors of {sector}, after event {moment},"
+                        f" {event.kind}; repeat with: python -m tests.crash.power_cut {name!r} {seed}"
+                    ) from error
+                if self.counts["crash states"] >= end:
+                    return
+
+    def _is_new(self, image: Image) -> bool:
+        """Whether the segments, the names and what else recovery decides by were not seen like this before."""
+        key = hash((
+            image.directories,
+            *image.files.items(),
+            *image.links.items(),
+        ))  # fmt: skip
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+    def _check(self, image: Image, trace: Trace, promise: Promise) -> None:
+        root = self._place()
+        image.write(root)
+        number = self.counts["crash states"]
+        again = number % AGAIN == 0
+        check(root / trace.log, trace.entries, promise, metrics=number % WITH_METRICS == 0, again=again)
+        shutil.rmtree(root)
+        self.counts["crash states"] += 1
+        self.counts["recovered again"] += again
+
+    def _cut_the_recovery(
+        self, image: Image, trace: Trace, promise: Promise, chance: random.Random, sector: int
+    ) -> None:
+        root = self._place()
+        image.write(root)
+        recorder = Recorder(root, image)
+        with after_a_reboot(), recorder.recording():
+            WALWriter(root / trace.log).close()
+        shutil.rmtree(root)
+        for model in Model:
+            disk = Disk(model)
+            started = False
+            for event in recorder.events:
+                disk.play(event)
+                started = started or event.kind == "all durable"
+                for _ in range(NESTED_DRAWS if started else 0):
+                    cut = disk.draw(chance, sector, STRANGERS)
+                    if self._is_new(cut):
+                        disk.draw_caches(cut, chance, sector)
+                        self._check(cut, trace, promise)
+                        self.counts["states of a recovery"] += 1
+
+    def _place(self) -> Path:
+        return self._folder / f"{next(self._places)}"
+
+
+def prove(folder: Path, seed: int, count: int, scripts: Iterable[str] = SCRIPTS) -> Counter[str]:
+    """`count` distinct states that a cut may leave, of runs of the scripts in turn."""
+    explorer = Explorer(folder)
+    with _without_a_word():
+        for number in itertools.count(seed):
+            for name in scripts:
+                left = count - explorer.counts["crash states"]
+                if left <= 0:
+                    return explorer.counts
+                explorer.explore(name, number, min(left, STATES_PER_RUN))
+                explorer.counts["runs that were cut"] += 1
+    raise AssertionError("not reached")
+
+
+@contextmanager
+def _without_a_word() -> Iterator[None]:
+    """Recovery warns of what it cuts, and here it cuts all the time."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def main() -> None:
+    """Every state of one run, as a failure says."""
+    _, name, seed = sys.argv
+    with _without_a_word(), tempfile.TemporaryDirectory() as folder:
+        explorer = Explorer(Path(folder))
+        explorer.explore(name, int(seed), 1 << 60)
+        print(dict(explorer.counts))
+
+
+if __name__ == "__main__":
+    main()

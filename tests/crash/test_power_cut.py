@@ -1,0 +1,75 @@
+"""A power cut at any moment: what was called durable is there, and nothing that nobody appended."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.crash import power_cut
+from tests.crash.disk import Disk, Event, Model
+
+PARTS = 5
+STATES = 4_000  # of each part, distinct
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_power_cuts(memory: Path, part: int, seed: int) -> None:
+    counts = power_cut.prove(memory, seed + part * 1_000_000, STATES)
+    print(dict(counts))
+    assert counts["crash states"] >= STATES
+    assert counts["states of a recovery"] > 50
+
+
+def test_power_cuts_in_a_recovery(memory: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power_cut, "NESTED_SHARE", 0.3)
+    counts = power_cut.prove(memory, seed, 1_500)
+    print(dict(counts))
+    assert counts["states of a recovery"] > 800
+
+
+# The disk itself
+
+
+def states(disk: Disk, name: str) -> set[bytes | None]:
+    chance = random.Random(1)
+    return {disk.draw(chance, 512, [b"other"]).files.get(name) for _ in range(400)}
+
+
+def played(model: Model, *events: Event) -> Disk:
+    disk = Disk(model)
+    for event in events:
+        disk.play(event)
+    return disk
+
+
+MADE = Event("create", (0, "a", 1))
+WRITTEN = Event("write", (1, 0, b"x" * 512))
+AGAIN = Event("write", (1, 512, b"y" * 512))
+
+
+def test_what_was_not_synced_may_be_there_or_not() -> None:
+    found = states(played(Model.WEAK, MADE, WRITTEN, AGAIN), "a")
+    assert {None, b"", b"x" * 512, b"x" * 512 + b"y" * 512, bytes(512) + b"y" * 512} <= found
+
+
+def test_what_was_synced_is_there() -> None:
+    disk = played(Model.WEAK, MADE, WRITTEN, Event("sync", (1, 2, False)), Event("sync", (0, 3, True)))
+    assert states(disk, "a") == {b"x" * 512}
+
+
+def test_a_file_without_its_name_is_lost_to_the_weak_and_not_to_the_strong() -> None:
+    synced = MADE, WRITTEN, Event("sync", (1, 2, False))
+    assert None in states(played(Model.WEAK, *synced), "a")
+    assert states(played(Model.STRONG, *synced), "a") == {b"x" * 512}
+
+
+def test_a_write_that_came_after_a_sync_began_is_not_covered_by_it() -> None:
+    disk = played(Model.STRONG, MADE, WRITTEN, AGAIN, Event("sync", (1, 2, True)))
+    assert b"x" * 512 in states(disk, "a")
+
+
+def test_what_a_failed_sync_was_for_no_later_sync_makes_durable() -> None:
+    failed = MADE, WRITTEN, Event("sync failed", (1, 2)), Event("sync", (1, 3, True))
+    assert b"" in states(played(Model.STRONG, *failed), "a")
