@@ -22,6 +22,7 @@ from walpool.system.files import (
     cut_back,
     is_directory,
     split,
+    sync_path_to,
     typed_error,
     write_rest,
 )
@@ -285,7 +286,9 @@ def test_threads_make_the_same_directory_and_its_parents_at_once(tmp_path: Path)
         assert place.is_dir()
 
 
-def test_the_name_of_a_new_directory_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_name_on_the_way_to_a_new_directory_can_be_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[tuple[int, int]] = []
     fsync = calls.fsync
 
@@ -295,5 +298,8 @@ def test_the_name_of_a_new_directory_is_made_durable(tmp_path: Path, monkeypatch
         fsync(fd)
 
     monkeypatch.setattr(calls, "fsync", record)
-    create_directory(tmp_path / "made", 0o600)
-    assert (tmp_path.stat().st_dev, tmp_path.stat().st_ino) in synced
+    place = tmp_path / "some" / "where" / "made"
+    create_directory(place, 0o600)
+    sync_path_to(Directory(place))
+    on_the_way = [tmp_path / "some" / "where", tmp_path / "some", tmp_path]
+    assert synced[:3] == [(parent.stat().st_dev, parent.stat().st_ino) for parent in on_the_way]

@@ -267,7 +267,7 @@ class Directory:
 
 
 def create_directory(path: str | os.PathLike[str], mode: int) -> None:
-    """The log's directory, and its parents, unless they are there. Each new entry is made durable.
+    """The log's directory, and its parents, unless they are there; `sync_path_to` makes them durable.
 
     `mode` is that of the files in it; the directory gets an x bit for each r bit. Parents keep the umask's mode.
     """
@@ -283,39 +283,36 @@ def create_directory(path: str | os.PathLike[str], mode: int) -> None:
         except FileExistsError:
             return
         calls.chmod(place, bits)  # whatever the umask
-        _sync_entry(place)
 
 
 def _make_parents(path: str) -> None:
-    """Outermost first, each durable before the next: a log is as durable as the path that leads to it."""
     try:
         calls.mkdir(path, 0o777)
     except FileNotFoundError:
         _make_parents(os.path.dirname(path))
-        return _make_parents(path)
+        _make_parents(path)
     except FileExistsError:
         if not os.path.isdir(path):
             raise UnsafeLog(path, "refused: not a directory") from None
-        return
-    _sync_entry(path)
 
 
-def sync_entry_of(directory: Directory) -> None:
-    """Make the directory's own name durable: whoever made it may have been killed before that. Where we may not look
-    into its parent, it is somebody else's to keep.
+def sync_path_to(directory: Directory) -> None:
+    """Make every name on the way to a directory durable, on its own file system: also those that somebody made who was
+    killed before that. Where we may not look, they are somebody else's to keep.
     """
-    try:
-        _sync_entry(directory.path)
-    except PermissionError:
-        pass
-
-
-def _sync_entry(path: str) -> None:
-    fd = calls.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        calls.fsync(fd)
-    finally:
-        close_descriptor(fd)
+    path = directory.path
+    while path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        try:
+            fd = calls.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            continue
+        try:
+            if calls.fstat(fd).st_dev != directory.stat.st_dev:
+                return
+            calls.fsync(fd)
+        finally:
+            close_descriptor(fd)
 
 
 def is_directory(path: str | os.PathLike[str]) -> bool:

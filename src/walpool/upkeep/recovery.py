@@ -19,7 +19,7 @@ from walpool.shared.catalog import Segment, is_zero, list_segments, open_segment
 from walpool.shared.control import LogState, create_control, last_totals, leftover
 from walpool.shared.poison import lift
 from walpool.system import clock, processes
-from walpool.system.files import CREATE, Directory, sync_entry_of
+from walpool.system.files import CREATE, Directory, sync_path_to
 from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place, undo_half_moves
 from walpool.upkeep.rewrite import rewrite
 
@@ -176,6 +176,8 @@ def _recover(
     if doubtful_lsn is not None:
         rewrite(directory, doubtful_lsn, file_mode)
     found = survey(directory, mode, whole=whole)
+    if not found.segments:
+        sync_path_to(directory)  # before the first segment: whoever finds one need not do it again
     totals = last_totals(directory)
     for scan in found.scans:
         if scan.first_lsn < found.next_lsn:
@@ -184,7 +186,6 @@ def _recover(
     active = _start_segment(directory, found, quarantined, file_mode)
     active.file.sync()
     directory.sync()
-    sync_entry_of(directory)
     kept = [first for first in found.segments if first < active.header.first_lsn]
     state = LogState(
         segment=active.header.first_lsn,
