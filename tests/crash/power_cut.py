@@ -27,15 +27,17 @@ from typing import NamedTuple
 from tests.crash.disk import PAGE, SECTOR, Disk, Event, Image, Model, Recorder
 from tests.support import append_op, entries_of, run_threads
 from walpool import Retention, SyncMode, WALEntry, WALError, WALReader, WALWriter
+from walpool.format.names import SLOTS_LOCK
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.system import processes
 from walpool.system.calls import calls
-from walpool.system.files import Directory
+from walpool.system.files import WRITE, Directory, File
+from walpool.system.locks import ByteLocks
 from walpool.write import coordinator
 
 LOG = "events.wal"
 SHORT = errno.EAGAIN  # stands for a write that does a part
-ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EACCES, errno.EROFS, errno.EINTR, SHORT)
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EACCES, errno.EROFS, errno.EINTR, SHORT, SHORT)
 STATES_PER_RUN = 250
 DRAWS = 12  # states of each moment
 AGAIN = 4  # one state in so many is recovered twice,
@@ -84,6 +86,13 @@ def next_lsn(writer: WALWriter) -> int:
     return writer.metrics.snapshot().next_lsn
 
 
+def stop_coordinators(log: Path) -> File:
+    """As if the process that has the role stood still, until the file is closed."""
+    file = Directory(log).open(SLOTS_LOCK, WRITE)
+    assert ByteLocks(file).try_hold(coordinator.ROLE)
+    return file
+
+
 def await_coordinators() -> None:
     for thread in threading.enumerate():
         if thread.name == "walpool-coordinator":
@@ -100,6 +109,7 @@ def append_in_turn(told: Told, chance: random.Random) -> None:
     limit = chance.choice((700, 1500, 4000))
     modes = [chance.choice((SyncMode.NORMAL, SyncMode.FULL)) for _ in range(chance.randrange(1, 4))]
     writers = [WALWriter(told.log, mode, limit) for mode in modes]
+    stopped = stop_coordinators(told.log) if chance.random() < 0.5 else None  # then many segments are not durable
     for _ in range(chance.randrange(8, 22)):
         at = chance.randrange(len(writers))
         writer, mode = writers[at], modes[at]
@@ -119,24 +129,38 @@ def append_in_turn(told: Told, chance: random.Random) -> None:
         await_coordinators()
     for writer in writers:
         writer.close()
+    if stopped is not None:
+        stopped.close()
 
 
 def append_and_prune(told: Told, chance: random.Random) -> None:
-    """Checkpoints, and retention that removes what they cover; segments that are prepared, taken and trimmed."""
-    retention = chance.choice((Retention(checkpointed=True), Retention(checkpointed=True, max_segments=None)))
+    """Checkpoints, and what they cover removed, one segment at a time or many; segments prepared, taken and trimmed."""
+    retention = chance.choice((Retention(), None))
     mode = chance.choice((SyncMode.NORMAL, SyncMode.FULL))
     with WALWriter(told.log, mode, chance.choice((600, 1200)), retention=retention) as writer:
-        for _ in range(chance.randrange(8, 20)):
-            match chance.randrange(8):
-                case 0 | 1:
+        for _ in range(chance.randrange(10, 30)):
+            match chance.randrange(12):
+                case 0:
                     told.checkpoint(writer, chance.randrange(next_lsn(writer)))
-                case 2:
+                case 1:
+                    told.checkpoint(writer, next_lsn(writer) - 1)
                     writer.prune()
-                case 3:
+                case 2 | 3 | 4:
                     writer.rotate()
                 case _:
                     told.append(writer, mode)
             await_coordinators()
+
+
+def append_and_lose_the_control_block(told: Told, chance: random.Random) -> None:
+    """It is rebuilt in the same boot, while much of the log is in the page cache only."""
+    for _ in range(3):
+        with WALWriter(told.log, size_limit=chance.choice((700, 1500))) as writer:
+            told.sync(writer)
+            for _ in range(chance.randrange(2, 8)):
+                told.append(writer, SyncMode.NORMAL)
+            await_coordinators()
+        os.unlink(told.log / "control")
 
 
 def append_through_a_failed_sync(told: Told, chance: random.Random) -> None:
@@ -166,13 +190,17 @@ def append_through_errors(told: Told, chance: random.Random) -> None:
     limit = chance.choice((700, 1500, 4000))
     mode = chance.choice((SyncMode.NORMAL, SyncMode.FULL))
     error = chance.choice(ERRORS)
-    name_of_all = chance.choice(("any", "pwrite", "open", "rename", "ftruncate", "fsync", "mkdir", "unlink"))
-    first = chance.randrange(60)
+    which = (
+        "pwrite"
+        if error == SHORT
+        else chance.choice(("any", "pwrite", "open", "rename", "ftruncate", "fsync", "mkdir", "unlink"))
+    )
+    first = chance.randrange(60 if which == "any" else 15)
     last = first + chance.choice((1, 1, 3, 30))
     calls_made = itertools.count()
 
     def fail(name: str) -> int | None:
-        if name_of_all not in ("any", name) or not first <= next(calls_made) < last:
+        if which not in ("any", name) or not first <= next(calls_made) < last:
             return None
         if name == "pwrite" and error == SHORT:
             return chance.randrange(60)
@@ -237,6 +265,7 @@ SCRIPTS: dict[str, Script] = {
     "prune": append_and_prune,
     "failed sync": append_through_a_failed_sync,
     "errors": append_through_errors,
+    "rebuilt": append_and_lose_the_control_block,
     "buffer": append_from_a_buffer,
     "at once": append_at_once,
     "parents": append_below_new_parents,
@@ -359,6 +388,7 @@ class Explorer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen: set[int] = set()
+        self._checked: set[tuple[int, int, int]] = set()
         self._places = itertools.count()
         self.counts: Counter[str] = Counter()
 
@@ -379,7 +409,7 @@ class Explorer:
             images = [disk.draw(chance, sector, STRANGERS) for _ in range(DRAWS)]
             nested = [chance.random() < NESTED_SHARE for _ in images]
             for image, cut_again in zip(images, nested, strict=True):
-                if not self._is_new(image):
+                if not self._is_new(image, promise):
                     continue
                 disk.draw_caches(image, chance, sector)
                 try:
@@ -394,27 +424,25 @@ class Explorer:
                 if self.counts["crash states"] >= end:
                     return
 
-    def _is_new(self, image: Image) -> bool:
-        """Whether the segments, the names and what else recovery decides by were not seen like this before."""
-        key = hash((
-            image.directories,
-            *image.files.items(),
-            *image.links.items(),
-        ))  # fmt: skip
-        if key in self._seen:
+    def _is_new(self, image: Image, promise: Promise) -> bool:
+        """Whether this was not seen before, or more has been promised since. A state counts once."""
+        state = hash((image.directories, *image.files.items(), *image.links.items()))
+        known = (state, promise.durable_lsn, promise.checkpoint)
+        if known in self._checked:
             return False
-        self._seen.add(key)
+        self._checked.add(known)
+        self.counts["crash states"] += state not in self._seen
+        self._seen.add(state)
         return True
 
     def _check(self, image: Image, trace: Trace, promise: Promise) -> None:
         root = self._place()
         image.write(root)
-        number = self.counts["crash states"]
+        number = self.counts["recoveries"]
         again = number % AGAIN == 0
         check(root / trace.log, trace.entries, promise, metrics=number % WITH_METRICS == 0, again=again)
         shutil.rmtree(root)
-        self.counts["crash states"] += 1
-        self.counts["recovered again"] += again
+        self.counts["recoveries"] += 1 + again
 
     def _cut_the_recovery(
         self, image: Image, trace: Trace, promise: Promise, chance: random.Random, sector: int
@@ -433,7 +461,7 @@ class Explorer:
                 started = started or event.kind == "all durable"
                 for _ in range(NESTED_DRAWS if started else 0):
                     cut = disk.draw(chance, sector, STRANGERS)
-                    if self._is_new(cut):
+                    if self._is_new(cut, promise):
                         disk.draw_caches(cut, chance, sector)
                         self._check(cut, trace, promise)
                         self.counts["states of a recovery"] += 1

@@ -1,0 +1,309 @@
+"""Bugs that the harness must find: each is one small change of walpool's source, applied to a copy of it.
+
+`find` makes the copy, lets one part of the harness loose on it, and says whether that found something. A bug that is no
+longer found, or whose place in the source is no longer there, fails the tests: the harness has a hole then.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support import ROOT
+
+BUDGET_S = 100
+STATES = 2_500  # crash states that a bug may hide from
+FOUND = 1  # exit code of the explorer and of pytest alike
+
+
+class Bug(NamedTuple):
+    name: str
+    file: str  # below src/walpool
+    old: str  # there exactly once
+    new: str
+    finder: str  # "cut: " and scripts of power_cut, "cut twice: " for recoveries, or what pytest is given
+
+
+CALLS = "tests/crash/test_kill_sweep.py::test_death_at_every_call_of_an_append_beside_a_living_writer"
+
+BUGS = [
+    # What a power cut shows
+    Bug(
+        "no directory sync after a rotation",
+        "write/committer.py",
+        "            self._or_poison(directory.sync)\n",
+        "",
+        "cut: turns",
+    ),
+    Bug(
+        "FULL is acknowledged before its sync",
+        "write/writer.py",
+        "            if self._wait_durable:\n                self._committer.settle(lsn)\n            return lsn",
+        "            return lsn",
+        "cut: turns",
+    ),
+    Bug(
+        "sealed segments are left out of a sync",
+        "write/committer.py",
+        "if state.segment > durable_lsn + 1:",
+        "if False:",
+        "cut: turns",
+    ),
+    Bug(
+        "the durable LSN is of after the sync",
+        "write/committer.py",
+        "words[DURABLE] = state.next_lsn - 1",
+        "words[DURABLE] = self._log.control.state().next_lsn - 1",
+        "cut: at once",
+    ),
+    Bug(
+        "a failed sync is tried again",
+        "write/committer.py",
+        "        try:\n            sync()\n        except OSError as error:",
+        "        try:\n            try:\n                sync()\n            except OSError:\n                sync()\n"
+        "        except OSError as error:",
+        "cut: failed sync",
+    ),
+    Bug(
+        "what a failed sync was for is not written anew",
+        "upkeep/recovery.py",
+        "    if doubtful_lsn is not None:",
+        "    if False:",
+        "cut: failed sync",
+    ),
+    Bug(
+        "recovery calls durable what it has not synced",
+        "upkeep/recovery.py",
+        "            _sync_segment(directory, scan.first_lsn)\n",
+        "            pass\n",
+        "cut: rebuilt",
+    ),
+    Bug(
+        "a segment comes into place before it is on disk",
+        "upkeep/rewrite.py",
+        "            file.sync()\n",
+        "",
+        "cut: failed sync",
+    ),
+    Bug(
+        "moves to quarantine are not made durable one by one",
+        "upkeep/aside.py",
+        "    quarantine.sync()  # before the log's directory forgets the old name\n    directory.sync()\n",
+        "",
+        "cut twice: turns, prune",
+    ),
+    Bug(
+        "a checkpoint is renamed before it is on disk",
+        "shared/checkpoint.py",
+        "        file.sync()\n",
+        "",
+        "cut: prune",
+    ),
+    Bug(
+        "prune goes by a checkpoint that is not durable",
+        "shared/checkpoint.py",
+        "    directory.rename(_NEW, CHECKPOINT)\n    directory.sync()",
+        "    directory.rename(_NEW, CHECKPOINT)",
+        "cut: prune",
+    ),
+    Bug(
+        "removals are not made durable one by one",
+        "upkeep/retention.py",
+        "            directory.sync()  # before the next: a power cut must not bring back an older one than it removed\n",
+        "",
+        "cut: prune",
+    ),
+    Bug(
+        "a prune may leave no segment",
+        "upkeep/retention.py",
+        "        directory.sync()  # the segments that stay: a power cut must not leave fewer of them than it removed\n",
+        "",
+        "cut: prune",
+    ),
+    Bug(
+        "the path to a new log is not made durable",
+        "upkeep/recovery.py",
+        "        sync_path_to(directory)  #",
+        "        pass  #",
+        "cut: parents",
+    ),
+    Bug(
+        "a short write is taken for a whole one",
+        "write/appender.py",
+        "if written != frame_bytes:",
+        "if False:",
+        "cut: errors",
+    ),
+    Bug(
+        "a trim takes a byte too much",
+        "upkeep/prepare.py",
+        "segment.file.truncate(window.offset)",
+        "segment.file.truncate(window.offset - 1)",
+        "cut: turns",
+    ),
+    # What a death shows
+    Bug(
+        "published before it is written",
+        "write/appender.py",
+        "words[INTENT] = commit + self._intent",
+        "words[INTENT] = commit + self._intent\n                self._log.control.publish(LogState(first, sequence, marker,"
+        " end, next_lsn + count, now, entries + count, batches + 1, total_bytes + frame_bytes, max_entry, tail))\n"
+        "                commit = words[COMMIT]",
+        CALLS,
+    ),
+    Bug(
+        "the state copy that is in force is filled",
+        "write/appender.py",
+        "self._block, COPIES[~commit & 1], first",
+        "self._block, COPIES[commit & 1], first",
+        "tests/crash/test_kill_sweep.py",
+    ),
+    Bug(
+        "a rotation does not say that it is under way",
+        "write/appender.py",
+        "        self._log.control.halves[ROTATING] = 1 ",
+        "        self._log.control.halves[ROTATING] = 0 ",
+        CALLS,
+    ),
+    Bug(
+        "a half-done move to quarantine is not taken back",
+        "upkeep/recovery.py",
+        "    undo_half_moves(directory)\n",
+        "",
+        "tests/upkeep/test_recovery.py::test_a_move_to_quarantine_that_was_killed_in_the_middle_is_taken_back",
+    ),
+    Bug(
+        "a block is rebuilt under living writers",
+        "upkeep/opening.py",
+        "                if not held:",
+        "                if True:",
+        "tests/upkeep/test_control_damage.py::test_no_block_is_rebuilt_under_a_living_writer",
+    ),
+    # What errors and interrupts show
+    Bug(
+        "a failed sync does not poison the log",
+        "write/committer.py",
+        "            poison(self._log.directory, self._log.control, error.errno or 5)\n",
+        "",
+        "cut: failed sync",
+    ),
+    Bug(
+        "the lock is taken outside of the try",
+        "write/appender.py",
+        "        with self._mutex:\n            try:\n                if self._contended:",
+        "        with self._mutex:\n            self._lock(self._lock_fd, LOCK_EX)\n            try:\n"
+        "                if True:\n                    pass\n                elif self._contended:",
+        "tests/crash/test_interrupts.py",
+    ),
+    Bug(
+        "the lock is not freed when an append fails",
+        "write/appender.py",
+        "            finally:\n                self._unlock(self._lock_fd, LOCK_UN)\n            counts",
+        "            except Retired:\n                pass\n            self._unlock(self._lock_fd, LOCK_UN)\n            counts",
+        "tests/crash/test_error_sweep.py -k writes",
+    ),
+    # What peers show
+    Bug(
+        "the state is read before the lock is taken",
+        "write/appender.py",
+        "                commit = words[COMMIT]\n                (first,",
+        "                commit = stale\n                (first,",
+        "tests/processes/test_many_writers.py -k every_entry",
+    ),
+    Bug(
+        "a child unlocks what its parent holds",
+        "write/writer.py",
+        "            self._appender.drop()\n            opened.close()",
+        "            self._appender.drop()\n            calls.flock(opened.append_lock.fd, 8)\n            opened.close()",
+        "tests/processes/test_lock_holders.py",
+    ),
+    Bug(
+        "a child keeps its parent's buffer",
+        "write/writer.py",
+        "            self._buffer = self._new_buffer()\n\n    def __enter__",
+        "            pass\n\n    def __enter__",
+        "tests/write tests/processes/test_lock_holders.py -k fork",
+    ),
+    Bug(
+        "a replaced lock file is not noticed",
+        "write/appender.py",
+        "        name = self._log.replaced()\n",
+        "        name = None\n",
+        "tests/processes/test_replaced_files.py",
+    ),
+    Bug(
+        "one append is counted twice",
+        "write/appender.py",
+        "counts[BATCHES] = self._batches = self._batches + 1",
+        "counts[BATCHES] = self._batches = self._batches + 2",
+        "tests/write/test_metrics.py tests/shared/test_metrics.py",
+    ),
+    # What bytes show
+    Bug(
+        "a segment's checksums are not bound to it",
+        "write/rotation.py",
+        "        marker=processes.random_word() & 0xFFFFFFFF,",
+        "        marker=0x57414C50,",
+        "tests/crash/test_hostile_bytes.py",
+    ),
+]
+
+
+def find(bug: Bug, folder: Path) -> str | None:
+    """What the finder said, or None when it found nothing."""
+    source = folder / "src"
+    shutil.copytree(ROOT / "src" / "walpool", source / "walpool", ignore=shutil.ignore_patterns("__pycache__"))
+    file = source / "walpool" / bug.file
+    text = file.read_text()
+    assert text.count(bug.old) == 1, f"{bug.file} has changed: there is no place for the bug {bug.name!r} any more"
+    file.write_text(text.replace(bug.old, bug.new))
+    compile(file.read_text(), bug.file, "exec")
+    kind, _, what = bug.finder.partition(": ")
+    if what:
+        command = [sys.executable, "-m", "tests.crash.seeded", kind, *what.split(", ")]
+    else:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *_words(bug.finder)]
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(source), "PYTEST_ADDOPTS": "", "WALPOOL_SEED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=BUDGET_S,
+        check=False,
+    )
+    said = ran.stdout[-3000:] + ran.stderr[-3000:]
+    assert ran.returncode in (0, FOUND), f"{bug.name}: the finder ended with {ran.returncode}:\n{said}"
+    return said if ran.returncode == FOUND else None
+
+
+def _words(finder: str) -> list[str]:
+    return finder.split()
+
+
+def main() -> None:
+    """The explorer, on the walpool that is on the path."""
+    import tempfile
+
+    import walpool
+    from tests.crash import power_cut
+
+    _, kind, *scripts = sys.argv
+    print(walpool.__file__)
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="walpool-", dir=place) as folder:
+        try:
+            if kind == "cut twice":
+                power_cut.NESTED_SHARE = 0.3
+            power_cut.prove(Path(folder), 1, STATES, scripts)
+        except AssertionError as found:
+            print(found)
+            sys.exit(FOUND)
+
+
+if __name__ == "__main__":
+    main()
