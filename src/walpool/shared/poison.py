@@ -4,7 +4,7 @@ Holds: while it is there, nobody appends; only a recovery, with maintenance and 
 """
 
 from walpool.errors import SyncFailed, WALError
-from walpool.format.names import SYNC_FAILED
+from walpool.format.names import MAX_LSN, SYNC_FAILED
 from walpool.shared.control import POISONED, STOPPED, SYNC_ERRNO, Control
 from walpool.system import processes
 from walpool.system.files import CREATE, Directory
@@ -34,7 +34,7 @@ def is_poisoned(directory: Directory) -> bool:
 def first_doubtful(directory: Directory, control: Control | None) -> int | None:
     """The first LSN whose bytes may be in the page cache and not on disk, or None when the cache is of another boot."""
     if control is not None and control.halves[STOPPED] == POISONED:
-        return control.durable_lsn + 1
+        return _above(control.durable_lsn)
     try:
         file = directory.open(SYNC_FAILED)
     except FileNotFoundError:
@@ -42,12 +42,17 @@ def first_doubtful(directory: Directory, control: Control | None) -> int | None:
     try:
         boot, durable_lsn, *_ = file.read(256, 0).split() or [b""]
         if boot == b"%016x%016x" % processes.boot_id():
-            return int(durable_lsn) + 1
+            return _above(int(durable_lsn))
     except ValueError:
         return 1  # a half-written mark: doubt everything
     finally:
         file.close()
     return None
+
+
+def _above(durable_lsn: int) -> int:
+    """The LSN behind it; a number that no log reaches says nothing, and then everything is in doubt."""
+    return durable_lsn + 1 if 0 <= durable_lsn < MAX_LSN else 1
 
 
 def lift(directory: Directory) -> None:
