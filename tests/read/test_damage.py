@@ -337,6 +337,34 @@ def test_a_mangled_log_gives_a_prefix_or_a_named_damage(
         assert (log / name).read_bytes() == data
 
 
+@pytest.mark.parametrize("start", [1, 3, 4])
+def test_a_frame_whose_entries_do_not_add_up_is_damage_like_any_other(tmp_path: Path, start: int) -> None:
+    """Its checksum is right: a writer's bug, or forged."""
+    whole = layout.segment(1, layout.single(1, 2))
+    items = [layout.item(3), layout.item(4)]
+    body = layout.entry(*items[0]) + layout.entry(*items[1])[:-1]
+    odd = layout.frame(3, items, body=body)
+    log = layout.write_segments(
+        tmp_path / "log",
+        {1: whole + odd + layout.frame(5, [layout.item(5)]), 6: layout.segment(6, layout.single(6, 2))},
+    )
+    before = entries(start, 3)
+    for mode in (TOLERATE, STRICT):
+        with WALReader(log, start, mode=mode) as reader:
+            found: list[WALEntry] = []
+            for _ in range(3):
+                with pytest.raises(CorruptLog, match="past its end") as caught:
+                    found.extend(reader)
+                assert (caught.value.offset, caught.value.lsn) == (len(whole), 3)
+                assert reader.next_lsn == max(3, start)
+            assert found == before
+    for mode, behind in ((POINT, []), (SALVAGE, entries(5, 8))):
+        with WALReader(log, start, mode=mode) as reader:
+            assert reader.read_all() == before + behind
+            assert reader.read_all() == []
+            assert reader.stats.damaged == 1
+
+
 # A live log
 
 

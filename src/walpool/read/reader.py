@@ -218,7 +218,8 @@ class WALReader:
             try:
                 entries = decode_body(self._window.data, frame.body, frame.end, count, first_lsn, views=self._zero_copy)
             except BodyError as error:
-                raise self._corrupt(self._window.offset - (frame.end - frame.offset), first_lsn, error.reason) from None
+                self._pass_body(frame, error.reason)
+                continue
             if first_lsn < start:
                 del entries[: start - first_lsn]
             self._entries += len(entries)
@@ -345,6 +346,19 @@ class WALReader:
         if torn and self._mode is RecoveryMode.TOLERATE_TAIL:
             return False
         raise self._corrupt(offset, lsn, reason)
+
+    def _pass_body(self, frame: Frame, reason: str) -> None:
+        """A frame is intact and its entries do not add up: SALVAGE reads on behind it, all else stays before it."""
+        segment, offset = self._segment, self._window.offset - (frame.end - frame.offset)
+        assert segment is not None
+        self._note(segment.file.path, offset)
+        if self._mode is RecoveryMode.SALVAGE:
+            return
+        self._frame_lsn = frame.first_lsn
+        self._window.start(segment, offset)
+        if self._mode is not RecoveryMode.POINT_IN_TIME:
+            raise self._corrupt(offset, frame.first_lsn, reason)
+        self._over = True
 
     def _skip_to_intact(self, segment: Segment, offset: int, lsn: int) -> bool:
         """SALVAGE: go on at the next intact frame of this segment, or with the next one."""
