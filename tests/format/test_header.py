@@ -14,7 +14,7 @@ U64 = st.integers(0, (1 << 64) - 1)
 HEADERS = st.builds(
     WALHeader,
     created_at=U64,
-    sequence=st.integers(1, (1 << 64) - 1),
+    sequence=st.integers(1, (1 << 63) - 1),
     first_lsn=st.shared(st.integers(1, (1 << 63) - 1), key="lsn"),
     durable_lsn=st.shared(st.integers(1, (1 << 63) - 1), key="lsn").flatmap(lambda lsn: st.integers(0, lsn - 1)),
     marker=st.integers(1, (1 << 32) - 1),
@@ -101,6 +101,7 @@ def test_a_later_minor_version_is_read(minor: int) -> None:
         {"entries_offset": 72},
         {"entries_offset": 0},
         {"sequence": 0},
+        {"sequence": 1 << 63},  # the next segment's would not fit
         {"first_lsn": 0},
         {"first_lsn": 1 << 63},
         {"durable_lsn": 1},

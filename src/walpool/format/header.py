@@ -99,7 +99,7 @@ class WALHeader:
             raise CorruptLog(path, 0, 0, f"the header gives {entries_offset} as the place of its first frame")
         if version == VERSION and (flags or reserved or entries_offset != HEADER_BYTES or header_size != HEADER_BYTES):
             raise CorruptLog(path, 0, 0, "the header has fields set that version 1.0 does not define")
-        if not (1 <= first_lsn <= MAX_LSN and durable_lsn < first_lsn and marker and sequence):
+        if not (1 <= first_lsn <= MAX_LSN and durable_lsn < first_lsn and marker and 1 <= sequence <= MAX_LSN):
             raise CorruptLog(path, 0, first_lsn, "the header's numbers contradict each other")
         return cls(created_at, sequence, first_lsn, durable_lsn, marker, version, flags, header_size, entries_offset,
                    reserved)  # fmt: skip
