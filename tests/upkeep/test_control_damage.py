@@ -196,6 +196,32 @@ def test_a_commit_word_that_is_one_off_loses_nothing(log: Path, batches: int) ->
     assert_nothing_lost(log, "", batches)
 
 
+@pytest.mark.parametrize("field", LogState._fields)
+def test_a_commit_word_that_is_one_off_beside_a_wrong_figure_loses_nothing(tmp_path: Path, field: str) -> None:
+    """It looks as if a process had been killed before it published; but what that one filled in cannot be so."""
+
+    def spoil(step: int) -> Callable[[bytearray], None]:
+        def change(block: bytearray) -> None:
+            commit = int.from_bytes(block[COMMIT * WORD : COMMIT * WORD + WORD], "little")
+            state = LogState._make(STATE.unpack_from(block, COPIES[commit & 1]))
+            figure = max(0, getattr(state, field) + step)
+            STATE.pack_into(block, COPIES[commit & 1], *state._replace(**{field: figure}))
+            setting(COMMIT, commit - 1)(block)
+
+        return change
+
+    def garble(block: bytearray) -> None:
+        commit = int.from_bytes(block[COMMIT * WORD : COMMIT * WORD + WORD], "little")
+        block[COPIES[commit & 1] : COPIES[commit & 1] + STATE.size] = bytes(range(STATE.size))
+        setting(COMMIT, commit - 1)(block)
+
+    for count in (COUNT, COUNT + 1):
+        cases = [(f"{field} is off by {step}", spoil(step)) for step in (1, -1, 48, 1 << 62, -(1 << 62))]
+        cases.append(("all of them are", garble))
+        (tmp_path / str(count)).mkdir()
+        assert_each_loses_nothing(tmp_path / str(count), cases, count)
+
+
 def test_a_wrong_time_of_the_last_sync_makes_nobody_wait_for_ever(log: Path) -> None:
     make(log)
     block = control(log)
@@ -232,6 +258,29 @@ def test_extreme_totals_in_a_void_block_lose_nothing(
     assert_each_loses_nothing(
         tmp_path, [(f"word {word} is {value:#x}", of_another_boot(word)) for word in words], COUNT
     )
+
+
+@pytest.mark.parametrize("value", [3, 4, 1 << 31, (1 << 32) - 1], ids=hex)
+def test_a_stop_word_that_nobody_stores_stops_nobody(log: Path, value: int) -> None:
+    make(log)
+    block = control(log)
+    setting(STOP, value)(block)
+    put_back(log, block)
+    with WALWriter(log, size_limit=400) as writer:
+        fill(writer, 1)
+    assert_nothing_lost(log, "", COUNT + 1)
+
+
+@pytest.mark.parametrize("word", range(24, 59))
+def test_a_figure_that_no_log_has_in_a_void_block_stops_no_recovery(log: Path, word: int) -> None:
+    make(log)
+    block = control(log)
+    setting(word, (1 << 64) - 1)(block)
+    put_back(log, block)
+    (log / "append.lock").rename(log / "aside")  # so that the block is void and its totals are carried over
+    with WALWriter(log) as writer:
+        assert writer.recovery_report is not None
+    assert_nothing_lost(log, "")
 
 
 # Gone, foreign, old

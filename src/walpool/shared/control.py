@@ -38,7 +38,7 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from walpool.errors import WALError
-from walpool.format.names import APPEND_LOCK, CONTROL, SLOTS_LOCK, SYNC_LOCK
+from walpool.format.names import APPEND_LOCK, CONTROL, MAX_LSN, SLOTS_LOCK, SYNC_LOCK
 from walpool.system import processes
 from walpool.system.files import CREATE, READ, WRITE, Directory, File
 from walpool.system.shared_words import WORD, SharedWords, allocate
@@ -126,6 +126,8 @@ class Control:
             return "the control block is a copy of another log's"
         if self.halves[STOPPED] == RETIRED:
             return "the control block was replaced"
+        if self.halves[STOPPED] not in (0, POISONED):
+            return "the control block's stop word is damaged"
         return None
 
     def lock_inode(self, name: str) -> int:
@@ -201,7 +203,8 @@ def last_totals(directory: Directory) -> Totals:
     if (words[_MAGIC], words[_LAYOUT], words[_CRC]) != (MAGIC, LAYOUT, _identity_crc(block)):
         return Totals()
     state = LogState._make(STATE.unpack_from(block, COPIES[words[COMMIT] & 1]))
-    return Totals(state.next_lsn, state.batches, state.max_entry_bytes, words[SYNCS], words[SYNC_NS])
+    totals = Totals(state.next_lsn, state.batches, state.max_entry_bytes, words[SYNCS], words[SYNC_NS])
+    return totals if max(totals) <= MAX_LSN else Totals()  # no log has these: the next opening would refuse them
 
 
 def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, mode: int) -> None:

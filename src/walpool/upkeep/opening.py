@@ -197,13 +197,37 @@ def _believe_tail(segment: Segment, state: LogState, control: Control, *, others
         raise ControlUnusable("the control block is behind its segment")
     # A process was killed in this append. What it left is nobody's, and the next append covers it; only when it was
     # complete but for the last store, and nobody else is here who may have looked at the log since, it counts.
-    filled = control.copy(commit + 1)
-    if (filled.segment, filled.last_frame, filled.next_lsn) == (
-        state.segment,
-        state.tail,
-        found.next_lsn,
-    ) and not others:
+    if others:
+        return
+    filled, whole = control.copy(commit + 1), _appended(state, found)
+    if filled == whole._replace(max_entry_bytes=filled.max_entry_bytes):
         control.publish_filled()
+    elif not _preceded(filled, state, commit):  # then the commit word is damaged, too, and the frame may be somebody's
+        raise ControlUnusable("the control block's copies contradict each other")
+
+
+def _preceded(copy: LogState, state: LogState, commit: int) -> bool:
+    """Whether a copy is what it was before an append fills it in: the state one batch or one rotation ago."""
+    if commit == 0:
+        return not any(copy)
+    return (
+        state.batches - copy.batches in (0, 1)
+        and 0 <= state.next_lsn - copy.next_lsn == state.entries - copy.entries
+        and copy.segment <= state.segment
+    )
+
+
+def _appended(state: LogState, frame: Frame) -> LogState:
+    """The state once `frame`, read from a buffer of its own, stands at the tail; its largest entry nobody knows."""
+    return state._replace(
+        tail=state.tail + frame.end,
+        next_lsn=frame.next_lsn,
+        last_append_ns=frame.appended_at,
+        entries=state.entries + frame.count,
+        batches=state.batches + 1,
+        bytes=state.bytes + frame.end,
+        last_frame=state.tail,
+    )
 
 
 def _frame_at_tail(segment: Segment, state: LogState) -> Frame | None:
