@@ -20,7 +20,10 @@ from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place
 
 
 def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
-    """Copy every intact frame from `first_lsn` on into one new segment of that name, and sync it."""
+    """Copy every intact frame from `first_lsn` on into one new segment of that name, and sync it.
+
+    A frame with that LSN inside is copied whole, and the segment then has its name.
+    """
     segments = list_segments(directory)
     inside = [first for first in segments if first <= first_lsn][-1:] + [
         first for first in segments if first > first_lsn
@@ -28,7 +31,7 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
     directory.unlink(NEW_SEGMENT)  # of a recovery that was killed
     file = directory.open(NEW_SEGMENT, CREATE, file_mode)
     try:
-        next_lsn = _copy(directory, segments, inside, first_lsn, file)
+        first_lsn, next_lsn = _copy(directory, segments, inside, first_lsn, file)
         if next_lsn > first_lsn:
             file.sync()
             put_in_place(directory, first_lsn, replaces=first_lsn in segments)
@@ -41,8 +44,8 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
         file.close()
 
 
-def _copy(directory: Directory, segments: list[int], inside: list[int], first_lsn: int, to: File) -> int:
-    """Write header and frames; one past the last LSN copied."""
+def _copy(directory: Directory, segments: list[int], inside: list[int], first_lsn: int, to: File) -> tuple[int, int]:
+    """Write header and frames; the first LSN copied, and one past the last."""
     marker = processes.random_word() & 0xFFFFFFFF
     window = FrameWindow(1 << 18)
     lsn = first_lsn
@@ -64,8 +67,10 @@ def _copy(directory: Directory, segments: list[int], inside: list[int], first_ls
                 if not isinstance(found, Frame):
                     break
                 expected = found.next_lsn
-                if found.first_lsn < lsn:
+                if found.next_lsn <= lsn:
                     continue
+                if found.first_lsn < lsn:
+                    first_lsn = found.first_lsn  # no sync ends inside a batch: whoever says so is damaged
                 rest = bytes(window.data[found.offset + FRAME_PREFIX.size : found.body])
                 body = bytes(window.data[found.body : found.end])
                 frame = seal(marker, crc32c(body, marker), rest, body)
@@ -77,4 +82,4 @@ def _copy(directory: Directory, segments: list[int], inside: list[int], first_ls
         if following is None or lsn < following:
             break
     to.write(WALHeader(clock.time_ns(), sequence + 1, first_lsn, first_lsn - 1, marker).encode(), 0)
-    return lsn
+    return first_lsn, lsn
