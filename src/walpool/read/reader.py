@@ -19,7 +19,7 @@ from walpool.read.follow import follow
 from walpool.read.scan import INITIAL_CAPACITY, FrameWindow, look_behind, refuse_unknown, scan_segment
 from walpool.read.seek import seek
 from walpool.read.source import Extent, Source
-from walpool.shared.catalog import Segment, header_is_torn
+from walpool.shared.catalog import Segment, header_is_torn, used_range
 from walpool.shared.control import Control
 from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
@@ -363,7 +363,8 @@ class WALReader:
     def _skip_to_intact(self, segment: Segment, offset: int, lsn: int) -> bool:
         """SALVAGE: go on at the next intact frame of this segment, or with the next one."""
         extent = self._extent
-        rest = segment.file.read(extent.limit - offset, offset)
+        offset, end = used_range(segment.file, offset)
+        rest = segment.file.read(min(end, extent.limit) - offset, offset)
         try:
             intact = next(find_frames(rest, 0, segment.header.marker, lsn), None)
         except SearchExhausted:

@@ -6,14 +6,17 @@ allocated for a length that the file does not have.
 
 from typing import NamedTuple
 
+from crc32c import crc32c
+
 from walpool.errors import CorruptLog, UnsupportedVersion, WALError
-from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames, read_frame
+from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, Damage, End, Frame, SearchExhausted, find_frames, read_frame
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import segment_name
-from walpool.shared.catalog import Segment, open_segment
+from walpool.shared.catalog import CHUNK_BYTES, Segment, open_segment, used_range
 from walpool.system.files import Directory, File
 
 INITIAL_CAPACITY = 8192
+CHECK_FIRST_BYTES = 16 << 20  # a larger frame gets its memory only once its checksum was found to be right
 
 
 class FrameWindow:
@@ -59,8 +62,26 @@ class FrameWindow:
                 self._at = found.end
                 return found
             assert not isinstance(found, Frame)
+            if found.needed > CHECK_FIRST_BYTES and not self._sums_up(found.needed):
+                return Damage(at, "the frame's checksum does not match")
             if not found.needed or not self._fill(found.needed, limit):
                 return found
+
+    def _sums_up(self, size: int) -> bool:
+        """Whether the frame of `size` bytes at `offset` has its checksum: found out without room for all of it."""
+        assert self._file is not None
+        head = bytes(self.data[self._at : self._at + FRAME_BYTES])
+        at = self.offset + FRAME_BYTES
+        end = self.offset + size
+        crc = self._marker
+        while at < end:
+            chunk = self._file.read(min(CHUNK_BYTES, end - at), at)
+            if not chunk:
+                return False
+            crc = crc32c(chunk, crc)
+            at += len(chunk)
+        marker, stated = FRAME_PREFIX.unpack_from(head)
+        return (marker, stated) == (self._marker, crc32c(head[FRAME_PREFIX.size :], crc))
 
     def _fill(self, needed: int, limit: int) -> bool:
         """Have `needed` bytes from `offset` in the buffer, or as many as the file has; False when none came."""
@@ -104,8 +125,9 @@ class Behind(NamedTuple):
 
 def look_behind(segment: Segment, offset: int, least_lsn: int) -> Behind:
     """What is intact behind `offset`, from `least_lsn` on: the evidence that tells damage from a torn tail."""
-    rest = segment.file.read(segment.file.size() - offset, offset)
-    if not any(rest):
+    start, end = used_range(segment.file, offset)
+    rest = segment.file.read(end - start, start)
+    if not rest:
         return Behind(blank=True)
     return _intact(rest, 0, segment.header.marker, least_lsn)
 
@@ -129,7 +151,8 @@ def _behind_lost_header(directory: Directory, first_lsn: int) -> Behind:
     """
     file = directory.open(segment_name(first_lsn))
     try:
-        data = file.read(file.size(), 0)
+        start, end = used_range(file, 0)
+        data = file.read(end, 0) if start < end else b""
     finally:
         file.close()
     try:

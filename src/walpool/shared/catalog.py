@@ -6,13 +6,17 @@ Holds: a segment's name states its first LSN; a directory may hold any other fil
 from typing import NamedTuple
 
 from walpool.errors import CorruptLog, UnsafeLog
+from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import parse_segment_name, segment_name
+from walpool.options import MAX_SIZE_LIMIT
 from walpool.system.files import CREATE, READ, WRITE, Directory, File
 
 MAX_SEGMENTS = 1_000_000
+MOST_SPARSE_BYTES = 4 * MAX_SIZE_LIMIT  # of a segment file that is next to nothing but holes
 CHUNK_BYTES = 1 << 20
+_ZEROS = bytes(CHUNK_BYTES)
 
 
 class Segment(NamedTuple):
@@ -31,9 +35,15 @@ def list_segments(directory: Directory) -> list[int]:
 
 
 def open_segment(directory: Directory, first_lsn: int, *, writable: bool = False) -> Segment:
-    """Raises FileNotFoundError when it is gone, CorruptLog when its header is damaged or not its own."""
+    """Raises FileNotFoundError when it is gone, CorruptLog when its header is damaged or not its own.
+
+    UnsafeLog for a huge sparse file: walpool writes the zeros of a segment, and to read those would take hours.
+    """
     file = directory.open(segment_name(first_lsn), WRITE if writable else READ)
     try:
+        size = file.stat.st_size
+        if size > MOST_SPARSE_BYTES and file.stat.st_blocks * 512 < size >> 4:
+            raise UnsafeLog(file.path, f"refused: a file of {size} bytes that is next to nothing but holes")
         header = WALHeader.decode(file.read(HEADER_BYTES, 0), file.path)
         if header.first_lsn != first_lsn:
             raise CorruptLog(file.path, 40, first_lsn, f"the header says the segment starts at LSN {header.first_lsn}")
@@ -62,10 +72,27 @@ def holds_frames(directory: Directory, first_lsn: int) -> bool:
         file.close()
 
 
+def used_range(file: File, offset: int) -> tuple[int, int]:
+    """Where other than zeros stands from `offset` on: all of that, and frames with zeros at their ends; or (end, end).
+
+    One pass without room for more than a chunk: a sparse file may be larger than the memory.
+    """
+    first = last = None
+    at = offset
+    while chunk := file.read(CHUNK_BYTES, at):
+        if chunk != _ZEROS[: len(chunk)]:
+            first, last = at if first is None else first, at + len(chunk)
+        at += len(chunk)
+    if first is None or last is None:
+        return at, at
+    # A marker may begin with zeros; behind an entry's header no more than its key and value can be zeros.
+    return max(offset, first - 4), min(at, last + MAX_KEY_BYTES + MAX_VALUE_BYTES)
+
+
 def is_zero(file: File, offset: int) -> bool:
     """Whether nothing but zeros, or nothing, is in a file from `offset` on."""
     while chunk := file.read(CHUNK_BYTES, offset):
-        if any(chunk):
+        if chunk != _ZEROS[: len(chunk)]:
             return False
         offset += len(chunk)
     return True

@@ -10,7 +10,7 @@ from walpool.format.frame import Damage, Frame, SearchExhausted, find_frames
 from walpool.format.names import segment_name
 from walpool.read.scan import FrameWindow, refuse_unknown
 from walpool.read.source import Extent, Source
-from walpool.shared.catalog import Segment, header_is_torn
+from walpool.shared.catalog import Segment, header_is_torn, is_zero, used_range
 
 Progress = Callable[[int, int], None]  # bytes read, bytes there are
 
@@ -149,7 +149,8 @@ class _Verification:
         limit = extent.limit
         if offset >= limit and following is None:
             return False  # the end
-        rest = segment.file.read(limit - offset, offset)
+        start, end = used_range(segment.file, offset)
+        rest = segment.file.read(min(end, limit) - start, start)
         gave_up = False
         intact = None
         try:
@@ -161,7 +162,7 @@ class _Verification:
             if intact.first_lsn > lsn:
                 self._find(GAP, segment.header.first_lsn, offset, f"LSN {lsn} to {intact.first_lsn - 1} are lost")
             self._lsn = intact.first_lsn
-            self._window.start(segment, offset + intact.offset)
+            self._window.start(segment, start + intact.offset)
             return True
         if extent.live or gave_up:
             self._find(DAMAGE, segment.header.first_lsn, offset, reason or "no frame stands before the published tail")
@@ -173,9 +174,9 @@ class _Verification:
         return False
 
     def _evidence(self, segment: Segment, offset: int) -> None:
-        rest = segment.file.read(segment.file.size() - offset, offset)
-        if any(rest):
-            self._find(EVIDENCE, segment.header.first_lsn, offset, f"{len(rest)} bytes that do not count")
+        if not is_zero(segment.file, offset):
+            size = segment.file.size() - offset
+            self._find(EVIDENCE, segment.header.first_lsn, offset, f"{size} bytes that do not count")
 
     def _find(self, kind: str, first_lsn: int, offset: int, reason: str) -> None:
         path = self._source.directory.join(segment_name(first_lsn))
