@@ -51,3 +51,4 @@ class WriterOptions:
     linger_s: float = 0.05  # or this long after the first of them
     retention: Retention | None = None
     sync_interval_s: float | None = None  # SyncMode.NORMAL: an append is durable after at most this long and a sync
+    allow_network_fs: bool = False  # open it even where locks and shared memory do not hold between machines

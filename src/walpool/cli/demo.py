@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> Exit:
     if talk:
         print(f"sources   {len(sources):,} files, {size}, under {root}\nlog       {log}", flush=True)
     placements = Placements()
-    options = LoadOptions(log, args.workers, args.sync, SIZE_LIMIT, args.batch, args.wait)
+    options = LoadOptions(log, args.workers, args.sync, SIZE_LIMIT, args.batch, args.wait, args.allow_network_fs)
     loaded = load_with_progress(options, sources, None, args.verbose, placements.placed)
     if talk:
         print(summary(loaded), flush=True)

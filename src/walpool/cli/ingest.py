@@ -76,7 +76,9 @@ def run(args: argparse.Namespace) -> Exit:
     names = list(dict.fromkeys(args.files)) or ["-"]
     stdin = _stdin() if "-" in names else None
     sources = [source(name) for name in names if name != "-"]
-    options = LoadOptions(Path(args.log), args.workers, args.sync, args.size_limit, args.batch, args.wait)
+    options = LoadOptions(
+        Path(args.log), args.workers, args.sync, args.size_limit, args.batch, args.wait, args.allow_network_fs
+    )
     loaded = load_with_progress(options, sources, stdin, args.verbose)
     if args.json:
         print_json({"log": args.log, **loaded.as_dict()})

@@ -30,6 +30,7 @@ COMMANDS = {
     "checkpoint": "state that nothing at or below an LSN is needed any more",
     "prune": "remove the oldest segments that a rule says nobody needs",
 }
+WRITERS = {"demo", "ingest", "checkpoint", "prune"}  # those that open a log to append to it
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -76,6 +77,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             module = import_module(f"walpool.cli.{name}")
             command.description, command.epilog = _about(module.__doc__ or "")
             command.add_argument("--json", action="store_true", help="print the result as JSON")
+            if name in WRITERS:
+                command.add_argument(
+                    "--allow-network-fs",
+                    action="store_true",
+                    help="open a log on NFS, SMB, FUSE, ...; safe only while a single machine does",
+                )
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser

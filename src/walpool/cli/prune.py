@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Exit:
     require_log(args.log)  # a writer would make what is not there
     rule = Retention(not args.no_checkpoint, args.max_bytes, args.max_age, args.max_segments, args.max_pinned_bytes)
-    with WALWriter(args.log, lock_timeout=10.0, retention=rule) as writer:
+    with WALWriter(args.log, lock_timeout=10.0, allow_network_fs=args.allow_network_fs, retention=rule) as writer:
         report = writer.prune()
     if args.json:
         print_json(asdict(report))

@@ -31,6 +31,7 @@ from walpool.shared.control import (
 from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
 from walpool.system.files import WRITE, Directory, File, create_directory, typed_error
+from walpool.system.filesystems import check_local
 from walpool.system.locks import LOCK_EX, Maintenance, unlock, waiter
 from walpool.upkeep.recovery import RecoveryReport, recover
 
@@ -85,6 +86,8 @@ def _open_log(path: str, options: WriterOptions) -> OpenLog:
     create_directory(path, options.mode)
     directory = Directory(path)
     directory.check_ours()
+    if not options.allow_network_fs:
+        check_local(directory)
     opened = _attach(directory, options)
     if isinstance(opened, OpenLog):
         return opened

@@ -46,12 +46,12 @@ class WALWriter:
     from the next rotation. `lock_timeout` (seconds) makes an append that waits longer raise LogBusy; such a writer
     polls, and can lose to those that wait in the kernel. `mode` is that of the files. `recovery` says what to do about
     damage when the log has to be recovered first. `name` is for people.
-
     In SyncMode.NONE entries are appended when `buffer_bytes` are buffered, or `linger_s` after the first of them. With
     `sync_interval_s` whatever this writer appended is on disk after so many seconds and a sync, as long as it lives.
-    `retention` is applied in the background, by whichever process rotated.
-
+    `retention` is applied in the background, by whichever process rotated. `allow_network_fs` opens a log on NFS, SMB,
+    FUSE, ..., where writers on two machines overwrite each other's entries, and durable is what the server calls so.
     One object may be shared by threads, used after a fork, and pickled to another process.
+
     Raises UnsafeLog, LogBusy, LogFull, CorruptLog, UnsupportedVersion.
     """
 
@@ -73,6 +73,7 @@ class WALWriter:
         linger_s: float = 0.05,
         sync_interval_s: float | None = None,
         retention: Retention | None = None,
+        allow_network_fs: bool = False,
     ) -> None:
         place = os.path.abspath(os.fspath(path))
         if not isinstance(place, str):
@@ -89,6 +90,7 @@ class WALWriter:
             linger_s=linger_s,
             sync_interval_s=sync_interval_s,
             retention=retention,
+            allow_network_fs=allow_network_fs,
         )
         self._prepare(place, options)
         self._reopen()
@@ -103,9 +105,7 @@ class WALWriter:
         self._report: RecoveryReport | None = None
         self._counters = counters_of(path)
         self._row: SlotRow | None = None
-        self._buffer: Buffer | None = None
-        if options.sync_mode is SyncMode.NONE:
-            self._buffer = self._new_buffer()
+        self._buffer: Buffer | None = self._new_buffer() if options.sync_mode is SyncMode.NONE else None
         self._wait_durable = options.sync_mode is SyncMode.FULL
         reopen_after_fork(self)
 

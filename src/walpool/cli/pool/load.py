@@ -38,6 +38,7 @@ class LoadOptions:
     size_limit: int  # bytes of one segment
     batch_lines: int
     wait_s: float  # for the loading lock
+    allow_network_fs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,13 @@ def load(
     Raises CommandError (busy, a source that has changed, a worker that cannot go on) and what walpool raises; what was
     appended until then stays, and loading the same sources again appends the rest.
     """
-    with WALWriter(options.log, options.sync_mode, options.size_limit, name="walpool load") as writer:
+    with WALWriter(
+        options.log,
+        options.sync_mode,
+        options.size_limit,
+        name="walpool load",
+        allow_network_fs=options.allow_network_fs,
+    ) as writer:
 
         def next_lsn() -> int:
             return writer.metrics.snapshot().next_lsn
@@ -108,7 +115,9 @@ def load(
             if stdin is not None:
                 feeds.append(StdinFeed(stdin, ledger.highest[STDIN_NAME] + 1))
             feed = ChainFeed(feeds)
-            worker_options = WorkerOptions(options.log, options.sync_mode, options.size_limit, options.batch_lines)
+            worker_options = WorkerOptions(
+                options.log, options.sync_mode, options.size_limit, options.batch_lines, options.allow_network_fs
+            )
 
             def placed(serial: int, runs: tuple[Run, ...]) -> None:
                 reports.placed(serial, runs)

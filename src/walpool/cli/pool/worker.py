@@ -32,6 +32,7 @@ class WorkerOptions:
     sync_mode: SyncMode
     size_limit: int  # bytes of one segment
     batch_lines: int
+    allow_network_fs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,13 @@ def run(connection_fd: int) -> None:
 
 def _serve(parent: Connection) -> None:
     options: WorkerOptions = parent.recv()  # EOFError: killed between starting us and telling us what to do
-    with WALWriter(options.log, options.sync_mode, options.size_limit, name="walpool ingest") as writer:
+    with WALWriter(
+        options.log,
+        options.sync_mode,
+        options.size_limit,
+        name="walpool ingest",
+        allow_network_fs=options.allow_network_fs,
+    ) as writer:
         while (parcel := _receive(parent)) is not None:
             looked_s = monotonic()
             for batch in _batches(parcel, options):
