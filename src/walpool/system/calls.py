@@ -4,6 +4,7 @@ Holds: nothing else in walpool names these functions, so replacing an attribute 
 lets a test record, fail or interrupt every call. The hot path binds what it needs when a log is opened.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -41,25 +42,25 @@ class Calls:
         self.getpid = os.getpid
 
 
-STATFS_BYTES = 4096  # more than any system's struct statfs
-_c_library: Any = None
-
-
 def _statfs(fd: int) -> bytes:
     """The struct statfs of an open file as the system filled it: os.statvfs leaves out what file system it is."""
-    import ctypes  # here: 6 ms, which whoever only reads need not spend
-
-    global _c_library
-    if _c_library is None:
-        _c_library = ctypes.CDLL(None, use_errno=True)
-    fstatfs = _c_library[
-        "fstatfs$INODE64" if sys.platform == "darwin" and os.uname().machine == "x86_64" else "fstatfs"
-    ]
+    if _fstatfs is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     buffer = ctypes.create_string_buffer(STATFS_BYTES)
-    if fstatfs(fd, buffer) != 0:
+    if _fstatfs(fd, buffer) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     return buffer.raw
 
+
+STATFS_BYTES = 4096  # more than any system's struct statfs
+# Loaded with the module: whoever opens a log may have given up the right to read Python's own files by then.
+try:
+    import ctypes
+
+    _library: Any = ctypes.CDLL(None, use_errno=True)
+    _fstatfs = _library["fstatfs$INODE64" if (sys.platform, os.uname().machine) == ("darwin", "x86_64") else "fstatfs"]
+except (ImportError, OSError, AttributeError):  # a Python that was built without libffi
+    _fstatfs = None
 
 calls = Calls()
