@@ -146,6 +146,7 @@ class Directory:
     """An open directory; every name in it is looked up through its descriptor."""
 
     fd = -1
+    _ours = False  # we write here: then nobody else may
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises LogNotFound when nothing is there, UnsafeLog when it is not a directory or a symlink."""
@@ -198,6 +199,8 @@ class Directory:
         shared = self.stat.st_mode & stat.S_IWGRP and found.st_gid == self.stat.st_gid
         if found.st_uid not in (os.geteuid(), self.stat.st_uid, 0) and not shared:
             raise UnsafeLog(path, f"refused: the file belongs to user {found.st_uid}, not to the log's owner")
+        if self._ours and found.st_mode & stat.S_IWOTH:  # a reader may meet it: media without modes show every file so
+            raise UnsafeLog(path, "refused: anyone can write to the file; take that permission away (chmod o-w)")
 
     def open_or_create(self, name: str, mode: int = 0o600) -> File:
         """Open for writing, made if need be; safe when several processes do it at once."""
@@ -257,6 +260,7 @@ class Directory:
             raise UnsafeLog(self.path, f"the directory belongs to user {self.stat.st_uid}, this process is user {uid}")
         if self.stat.st_mode & stat.S_IWOTH:
             raise UnsafeLog(self.path, "anyone can write to the directory; take that permission away (chmod o-w)")
+        self._ours = True
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
