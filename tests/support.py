@@ -315,8 +315,11 @@ class Ledger:
         before = time.monotonic_ns()
         lsns = append_op(writer, self.author, op)
         after = time.monotonic_ns()
-        os.write(self._fd, self._ACK.pack(op, lsns.start, lsns.stop, before, after))
+        self.note(Ack(op, lsns.start, lsns.stop, before, after))
         return lsns
+
+    def note(self, ack: Ack) -> None:
+        os.write(self._fd, self._ACK.pack(*ack))
 
     def close(self) -> None:
         os.close(self._fd)
