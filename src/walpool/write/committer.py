@@ -37,7 +37,7 @@ log = logging.getLogger("walpool")
 
 LOOK_AGAIN_S = 60e-6  # a waiter's sleep between two looks at the durable LSN, once the sync should be over
 TRY_ANYWAY = 16  # looks after which a waiter tries to lead though a leader seems to be at work: it may be dead
-GATHER_NS = 50_000  # the most a leader waits for the batches it expects
+GATHER_S = 50e-6  # the most a leader waits for the batches it expects
 UNSEEN = 0.8e-9  # of the ns the last sync took: how long a waiter does not look at all
 LONGEST_NS = 20_000_000  # a sync of many bytes says nothing about the next one
 
@@ -112,13 +112,13 @@ class Committer:
                 words[LEADING] = 1
                 self._gather()
                 state = self._log.control.state()  # noted before the sync begins
-                began = calls.time_ns()
+                began = calls.monotonic()  # no wall clock: one that stands still would never end a wait
                 try:
                     self._sync(durable_lsn, state)
                 finally:
                     words[LEADING] = 0
                 words[DURABLE] = state.next_lsn - 1
-                took_ns = max(0, calls.time_ns() - began)
+                took_ns = int((calls.monotonic() - began) * 1e9)
                 words[SYNCS] = words[SYNCS] + 1
                 words[SYNC_NS] = words[SYNC_NS] + took_ns
                 words[LAST_SYNC_NS] = min(took_ns, LONGEST_NS)
@@ -138,8 +138,8 @@ class Committer:
         """
         words = self._words
         wanted = words[SYNCED_BATCHES] + words[EXPECTED]
-        began = calls.time_ns()
-        while self._log.control.state().batches < wanted and 0 <= calls.time_ns() - began < GATHER_NS:
+        give_up = calls.monotonic() + GATHER_S
+        while self._log.control.state().batches < wanted and calls.monotonic() < give_up:
             calls.sleep(0)
 
     def _sync(self, durable_lsn: int, state: LogState) -> None:
