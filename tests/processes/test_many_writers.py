@@ -153,10 +153,13 @@ def test_processes_that_all_rotate_leave_one_chain_of_segments(child: Start, log
         assert mine == [] or mine[0].lsn == first
 
 
-@pytest.mark.slow
-def test_sixty_four_threads_in_eight_processes(child: Start, log: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "threads", "ops"), [(2, 32, 20), pytest.param(8, 8, 150, marks=pytest.mark.slow)])
+def test_sixty_four_threads_in_several_processes(
+    child: Start, log: Path, tmp_path: Path, count: int, threads: int, ops: int
+) -> None:
     writers = [
-        child(workers.append_many, log, tmp_path / "acks", f"p{n}", 8, 150, 50_000, SyncMode.NORMAL) for n in range(8)
+        child(workers.append_many, log, tmp_path / "acks", f"p{n}", threads, ops, 50_000, SyncMode.NORMAL)
+        for n in range(count)
     ]
     start_together(writers)
     for each in writers:
