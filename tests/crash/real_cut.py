@@ -27,6 +27,7 @@ from walpool.system import processes
 SHUTDOWN, FLUSH_LOG, DROP_LOG = 0x8004587D, 1, 2  # FS_IOC_SHUTDOWN and two of its ways
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 IMAGE_BYTES = 64 << 20
+CUTS_PER_DISK = 10
 WRITERS = (SyncMode.FULL, SyncMode.FULL, SyncMode.NORMAL, SyncMode.NORMAL)
 
 
@@ -160,17 +161,22 @@ def append_until_it_dies(log: Path, acks: Path, name: str, mode: SyncMode, limit
 
 
 def prove(folder: Path, seed: int, count: int) -> Counter[str]:
-    """`count` cuts."""
-    cutting = Child("subprocess", cut_again_and_again, (folder, seed, count))
-    try:
-        counts = cutting.result()
-    except AssertionError as error:
-        repeat = (
-            "python -c 'from pathlib import Path; from tests.crash.real_cut import prove;"
-            f' prove(Path("cuts"), {seed}, {count})\''
-        )
-        raise AssertionError(f"{error}\nseed {seed}; repeat with: {repeat}") from error
-    finally:
-        cutting.end()
-    assert isinstance(counts, Counter), counts
-    return counts
+    """`count` cuts, of a new disk now and then: what is judged grows with the log."""
+    total: Counter[str] = Counter()
+    while total["cuts"] < count:
+        here = seed + total["cuts"]
+        cuts = min(CUTS_PER_DISK, count - total["cuts"])
+        cutting = Child("subprocess", cut_again_and_again, (folder, here, cuts))
+        try:
+            found = cutting.result()
+        except AssertionError as error:
+            repeat = (
+                "python -c 'from pathlib import Path; from tests.crash.real_cut import prove;"
+                f' prove(Path("cuts"), {here}, {cuts})\''
+            )
+            raise AssertionError(f"{error}\nseed {here}; repeat with: {repeat}") from error
+        finally:
+            cutting.end()
+        assert isinstance(found, Counter), found
+        total += found
+    return total
