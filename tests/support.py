@@ -256,7 +256,13 @@ def open_fds() -> dict[int, str]:
 
 
 def entries_of(author: str, op: int) -> list[WALEntry]:
-    """The entries of an author's operation number `op`: mostly one put, now and then a delete or a batch."""
+    """The entries of an author's operation number `op`: mostly one put, now and then a delete or a batch.
+
+    An author whose name begins with "large" makes batches of 4 x 70,000 bytes: more than 256 KiB.
+    """
+    if author.startswith("large"):
+        keys = [f"{author}/{op}/{index}/4".encode() for index in range(4)]
+        return [WALEntry.put(key, (key * (70_000 // len(key) + 1))[:70_000], op) for key in keys]
     count = 2 + op % 4 if op % 7 == 6 else 1
     entries = []
     for index in range(count):

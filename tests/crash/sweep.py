@@ -1,43 +1,89 @@
 """Kill sweeps: fork a victim, let it die at a chosen point, and have a survivor look at what it left.
 
-Two kinds. `beside`: the survivor has the log open all the time; after each death it appends, and reads what came since
-the last. `alone`: every victim finds a log of its own, prepared; after its death the survivor opens that, appends, and
-reads all. Acknowledged operations are there once and in order, and nothing else but the one that was in doubt.
+Two kinds. Beside: the survivor has the log open all the time; after each death it appends, and reads what came since
+the last. Alone: every victim finds a log of its own, prepared; after its death the survivor opens that, appends, and
+reads all. Acknowledged operations are there once and in order, and nothing else but what was in doubt.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import random
 import select
 import shutil
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.crash.scripts import ANSWER, END, KEPT, LIMIT, Prepare, Script, coordinate, teller
-from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, tapped
-from tests.support import DEADLINE_S, Ack, Channel, append_op, judge
-from walpool import WALReader, WALWriter
+from tests.crash import scripts
+from tests.crash.proof import repeatable
+from tests.crash.scripts import ANSWER, BUFFERED, CHECKPOINT, END, KEPT, LIMIT, Prepare, Script, teller
+from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, stores, tapped
+from tests.support import DEADLINE_S, Ack, append_op, judge
+from walpool import Retention, WALReader, WALWriter
 
 VICTIMS_PER_LOG = 40
 PATIENCE_S = DEADLINE_S / 3
 
 
 class Point(NamedTuple):
-    """Where a victim dies: at the n-th of all calls, which is `what`, or at the n-th line."""
+    """Where a victim dies: at the n-th of all calls, which is `what`, or at the n-th line or store."""
 
     what: str
     n: int
     moment: str = ""
+    part: float = 0.5  # of a write that is torn
 
     def __str__(self) -> str:
-        return f"line {self.n}" if self.what == "line" else f"call {self.n}, {self.moment} {self.what}"
+        if self.what in ("line", "store"):
+            return f"{self.what} {self.n} {self.moment}"
+        part = f" at {self.part}" if self.moment == "torn" else ""
+        return f"call {self.n}, {self.moment} {self.what}{part}"
+
+    def death(self) -> DieAtCall | DieAtLine | DieAtStore:
+        if self.what == "line":
+            return DieAtLine(self.n)
+        return DieAtStore(self.n, self.moment) if self.what == "store" else DieAtCall(self.n, self.moment, self.part)
+
+
+class Scene(NamedTuple):
+    """What victims do, and what they find."""
+
+    script: Script
+    prepare: Prepare | None = None  # None: beside a survivor that has the log open
+    author: str = "v"
+    first_op: int = 0
+    doubt: int = 1  # operations that may be there without an answer
+    removal: str = ""  # why segments may be gone: "retention", "checkpoint"
+    pins: bool = False  # whether a dead reader's pin is looked for
+
+
+FINDS = (
+    scripts.nothing,
+    scripts.of_another_boot,
+    scripts.with_a_torn_tail,
+    scripts.with_a_torn_header,
+    scripts.after_a_failed_sync,
+)
+SCENES = {
+    "append": Scene(scripts.append_in_every_way),
+    "append a little": Scene(scripts.append_a_little, first_op=scripts.FIRST_OP),
+    "coordinate": Scene(scripts.coordinate, scripts.nothing, removal="retention"),
+    "checkpoint and prune": Scene(scripts.state_checkpoints_and_prune, scripts.nothing, removal="checkpoint"),
+    "buffer": Scene(scripts.buffer_and_close, doubt=BUFFERED),
+    "large batches": Scene(scripts.append_large_batches, author="large-v"),
+    "read": Scene(scripts.read_and_follow, scripts.in_several_segments, pins=True),
+    **{f"open {each.__name__}": Scene(scripts.open_and_append_a_little, each) for each in FINDS},
+}
+KINDS = {"call": 3, "store": 2, "line": 2}  # and how often each is drawn
 
 
 class Tally(NamedTuple):
@@ -46,85 +92,131 @@ class Tally(NamedTuple):
     acknowledged: int
 
 
-def sweep_beside(channel: Channel, folder: Path, script: Script, what: str, share: int, seed: int) -> Tally:
-    """A victim for every point, or for `share` of them, drawn by `seed`."""
-    sweep = Sweep(channel, folder, script, what, share, seed)
-    log = folder / "dry.wal"
-    for round_, point in enumerate(sweep.points(log)):
-        if round_ % VICTIMS_PER_LOG == 0:
-            shutil.rmtree(log)
-            log = folder / f"{round_}.wal"
-            sweep.survivor.ask("open", log)
-        author = f"v{round_}"
-        sweep.one(log, author, point, lambda acks, doubt, author=author: ("check_news", author, acks, doubt))
-    return sweep.end()
+Progress = Callable[[str], object]  # is told now and then that it goes on
 
 
-def sweep_alone(
-    channel: Channel, folder: Path, script: Script, prepare: Prepare, what: str, share: int, seed: int
-) -> Tally:
-    sweep = Sweep(channel, folder, script, what, share, seed)
-    before: list[Ack] = []
-    prepared = folder / "prepared.wal"
-    prepare(prepared, lambda *answer: answer[0] == END or before.append(Ack(*answer)))
-    log = folder / "dry.wal"
-    _copy(prepared, log)
-    for round_, point in enumerate(sweep.points(log)):
-        shutil.rmtree(log, ignore_errors=True)
-        log = folder / f"{round_}.wal"
-        _copy(prepared, log)
-
-        def ask(acks: list[Ack], in_doubt: int, log: Path = log) -> tuple[Any, ...]:
-            return "check_all", log, {"before": before, "v": acks}, in_doubt, script is coordinate
-
-        sweep.one(log, "v", point, ask)
-    return sweep.end()
+def prove(folder: Path, seed: int, count: int, progress: Progress = lambda _: None) -> Counter[str]:
+    """`count` victims of all scenes die at points drawn by `seed`."""
+    found: Counter[str] = Counter()
+    chance = random.Random(seed)
+    parts = [(name, kind, weight) for name in SCENES for kind, weight in KINDS.items()]
+    whole = sum(weight for _, _, weight in parts)
+    with repeatable(prove, seed, count):
+        for at, (name, kind, weight) in enumerate(parts):
+            left = count - found["kills"]
+            wanted = left if at == len(parts) - 1 else count * weight // whole
+            while wanted > 0:
+                tally = sweep(folder, SCENES[name], kind, chance, wanted, progress)
+                found.update({"kills": tally.died, f"kills: {name}, {kind}": tally.died})
+                found["acknowledged operations"] += tally.acknowledged
+                wanted -= tally.died
+    return found
 
 
-def _copy(prepared: Path, log: Path) -> None:
-    if prepared.exists():
-        shutil.copytree(prepared, log)
+def sweep(folder: Path, scene: Scene, kind: str, chance: random.Random | None, share: int, progress: Progress) -> Tally:
+    """A victim for every point; with `chance`, for `share` of them, drawn by it."""
+    stores()
+    gc.collect()
+    gc.freeze()  # what is here now is shared with every victim: no collection of theirs looks at it
+    place = folder / "sweep"
+    place.mkdir()
+    points = _points(scene, kind, place)
+    if chance is not None:
+        points = [point._replace(part=chance.random()) for point in chance.choices(points, k=share)]
+    running = Sweep(place, scene, progress)
+    try:
+        if scene.prepare is None:
+            running.beside(points)
+        else:
+            running.alone(points, scene.prepare)
+    except AssertionError as error:
+        running.end(failed=True)
+        raise AssertionError(f"{scene.script.__name__}, {kind}: {error}") from None
+    tally = running.end()
+    shutil.rmtree(place)
+    return tally
+
+
+def _points(scene: Scene, kind: str, place: Path) -> list[Point]:
+    """How many there are shows when nobody dies."""
+
+    def dry() -> list[Point]:
+        log = place / "dry.wal"
+        if scene.prepare is not None:
+            scene.prepare(log, lambda *_: None)
+        else:
+            WALWriter(log, size_limit=LIMIT).close()  # as the survivor does
+        death: Any = Point(kind, 0, "before").death()
+        _run_with(death, lambda: scene.script(log, f"{scene.author}0", lambda *_: None))
+        if kind == "line":
+            return [Point("line", n) for n in range(1, death.count + 1)]
+        if kind == "store":
+            return [Point("store", n, moment) for n in range(1, death.count + 1) for moment in ("before", "after")]
+        return [
+            Point(name, n, moment) for n, name in enumerate(death.names, 1) for moment in MOMENTS.get(name, ("before",))
+        ]
+
+    points: list[Point] = in_fork(dry)
+    shutil.rmtree(place / "dry.wal")
+    return points
 
 
 class Sweep:
-    def __init__(self, channel: Channel, folder: Path, script: Script, what: str, share: int, seed: int) -> None:
-        self._channel = channel
+    def __init__(self, folder: Path, scene: Scene, progress: Progress) -> None:
         self._folder = folder
-        self._script = script
-        self._what = what
-        self._share = share
-        self._seed = seed
+        self._scene = scene
+        self._progress = progress
         self._rounds = self._died = self._acknowledged = 0
-        self.survivor = Survivor()
+        self._survivor = Survivor()
 
-    def points(self, log: Path) -> list[Point]:
-        """How many there are shows when nobody dies."""
-        points: list[Point] = []
-        if self._what == "line":
-            lines = DieAtLine(0)
-            _run_with(lines, lambda: self._script(log, "v", lambda *_: None))
-            points += [Point("line", n) for n in range(1, lines.count + 1)]
-        else:
-            seen = DieAtCall(0, "before")
-            _run_with(seen, lambda: self._script(log, "v", lambda *_: None))
-            for n, name in enumerate(seen.names, 1):
-                points += [Point(name, n, moment) for moment in MOMENTS.get(name, ("before",))]
-        if self._share:
-            random.Random(self._seed).shuffle(points)
-        return points[: self._share or None]
+    def beside(self, points: list[Point]) -> None:
+        log = self._folder / "none.wal"
+        for round_, point in enumerate(points):
+            if round_ % VICTIMS_PER_LOG == 0:
+                shutil.rmtree(log, ignore_errors=True)
+                log = self._folder / f"{round_}.wal"
+                self._survivor.ask("open", log)
+            author = f"{self._scene.author}{round_}"
 
-    def one(self, log: Path, author: str, point: Point, ask: Callable[[list[Ack], int], tuple[Any, ...]]) -> None:
+            def ask(acks: list[Ack], doubt: range, author: str = author) -> None:
+                self._survivor.ask("check_news", author, acks, doubt)
+
+            self._one(log, author, point, ask)
+
+    def alone(self, points: list[Point], prepare: Prepare) -> None:
+        prepared = self._folder / "prepared.wal"
+
+        def make() -> list[Ack]:
+            before: list[Ack] = []
+            prepare(prepared, lambda *answer: answer[0] == END or before.append(Ack(*answer)))
+            return before
+
+        before: list[Ack] = in_fork(make)
+        log = self._folder / "one.wal"
+        for point in points:
+            if prepared.exists():
+                shutil.copytree(prepared, log)
+
+            def ask(acks: list[Ack], doubt: range) -> None:
+                self._survivor.ask("check_all", log, self._scene, {"before": before, self._scene.author: acks}, doubt)
+
+            self._one(log, self._scene.author, point, ask)
+            shutil.rmtree(log)
+
+    def _one(self, log: Path, author: str, point: Point, ask: Callable[[list[Ack], range], None]) -> None:
         try:
             code, acks, ended = self._run_victim(log, author, point)
             assert code == -signal.SIGKILL or (ended and code == 0), f"the victim ended with {code}"
-            self.survivor.ask(*ask(acks, acks[-1].op + 1 if acks else 0))
+            appended = [ack for ack in acks if ack.op < CHECKPOINT]
+            first = appended[-1].op + 1 if appended else self._scene.first_op
+            ask(acks, range(first, first + self._scene.doubt))
         except AssertionError as error:
             raise AssertionError(f"a victim died at {point} (round {self._rounds}, {log}): {error}") from None
         self._died += code != 0
         self._acknowledged += len(acks)
         self._rounds += 1
         if self._rounds % 20 == 0:
-            self._channel.send(f"{self._rounds} rounds")  # so that nobody thinks we hang
+            self._progress(f"{self._rounds} rounds")
 
     def _run_victim(self, log: Path, author: str, point: Point) -> tuple[int, list[Ack], bool]:
         """How it ended, what it was told, and whether it came to its end."""
@@ -132,8 +224,7 @@ class Sweep:
         pid = os.fork()
         if pid == 0:
             os.close(read_end)
-            counter = DieAtLine(point.n) if point.what == "line" else DieAtCall(point.n, point.moment)
-            in_child(lambda: _run_with(counter, lambda: self._script(log, author, teller(write_end))))
+            in_child(lambda: _run_with(point.death(), lambda: self._scene.script(log, author, teller(write_end))))
         os.close(write_end)
         told = b""
         try:
@@ -153,12 +244,12 @@ class Sweep:
         ended = bool(answers) and answers[-1].op == END
         return reap(pid), answers[:-1] if ended else answers, ended
 
-    def end(self) -> Tally:
-        self.survivor.end()
+    def end(self, *, failed: bool = False) -> Tally:
+        self._survivor.end(failed=failed)
         return Tally(self._rounds, self._died, self._acknowledged)
 
 
-def _run_with(counter: DieAtLine | DieAtCall, run: Callable[[], None]) -> None:
+def _run_with(counter: DieAtLine | DieAtStore | DieAtCall, run: Callable[[], None]) -> None:
     if isinstance(counter, DieAtCall):
         with tapped(counter):
             run()
@@ -182,6 +273,25 @@ def in_child(run: Callable[[], None]) -> None:
         os._exit(code)
 
 
+def in_fork(run: Callable[[], Any]) -> Any:
+    """What `run` returns in a child: what it does to this process's modules and threads is gone with it."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+
+        def tell() -> None:
+            data = pickle.dumps(run())
+            while data:
+                data = data[os.write(write_end, data) :]
+
+        in_child(tell)
+    os.close(write_end)
+    with open(read_end, "rb") as file:
+        answer = file.read()
+    assert reap(pid) == 0, "a dry run failed"
+    return pickle.loads(answer)
+
+
 def reap(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -203,8 +313,13 @@ class Survivor:
         trouble = self._connection.recv()
         assert trouble is None, f"the survivor sees: {trouble}"
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
+        if failed:
+            os.kill(self._pid, signal.SIGKILL)  # ours, and not reaped yet
+            reap(self._pid)
+            return
         self._connection.send(None)
+        self._connection.close()
         assert reap(self._pid) == 0
 
 
@@ -247,28 +362,44 @@ class _Peer:
         if self._writer is not None:
             self._writer.close()
 
-    def check_news(self, author: str, acks: list[Ack], in_doubt: int) -> None:
+    def check_news(self, author: str, acks: list[Ack], doubt: range) -> None:
         assert self._writer is not None
         mine = self._append(self._writer, f"after-{author}")
         with WALReader(self._log, start=self._next_lsn) as reader:
             entries = reader.read_all()
-        judge(entries, {author: acks, f"after-{author}": mine}, {author: [in_doubt]}, first_lsn=self._next_lsn)
+        judge(entries, {author: acks, f"after-{author}": mine}, {author: doubt}, first_lsn=self._next_lsn)
         self._next_lsn += len(entries)
 
-    def check_all(self, log: Path, acks: dict[str, list[Ack]], in_doubt: int, pruned: bool) -> None:
+    def check_all(self, log: Path, scene: Scene, acks: dict[str, list[Ack]], doubt: range) -> None:
+        mine = scene.author
         with WALWriter(log, size_limit=LIMIT) as writer:
             acks["after"] = self._append(writer, "after")
-        first_lsn = 1
-        if pruned:
-            segments = sorted(int(path.stem) for path in log.glob("*.wal"))
-            first_lsn = segments[0]
-            assert first_lsn == 1 or len(segments) >= KEPT, f"retention left only {segments}"
-            acks = {author: [ack for ack in theirs if ack.first_lsn >= first_lsn] for author, theirs in acks.items()}
+            first_lsn = self._first_lsn(writer, scene.removal, [ack for ack in acks[mine] if ack.op == CHECKPOINT])
+        acks[mine] = [ack for ack in acks[mine] if ack.op != CHECKPOINT]
+        acks = {author: [ack for ack in theirs if ack.first_lsn >= first_lsn] for author, theirs in acks.items()}
         with WALReader(log, start=first_lsn) as reader:
             entries = reader.read_all()
-        judge(entries, acks, {"v": [in_doubt]}, first_lsn)
-        with WALWriter(log) as writer:
+        judge(entries, acks, {mine: doubt}, first_lsn)
+        with WALWriter(log, retention=Retention(max_segments=1) if scene.pins else None) as writer:
             assert writer.recovery_report is None, f"the log needs another recovery: {writer.recovery_report}"
+            if scene.pins:
+                report = writer.prune()
+                assert report.removed and not report.held_by_pins, f"a dead reader's pin is still there: {report}"
+
+    def _first_lsn(self, writer: WALWriter, removal: str, stated: list[Ack]) -> int:
+        """Where the log starts, if it may start there."""
+        if not removal:
+            return 1
+        segments = sorted(int(path.stem) for path in Path(writer.path).glob("*.wal"))
+        if removal == "retention":
+            assert segments[0] == 1 or len(segments) >= KEPT, f"retention left only {segments}"
+            return segments[0]
+        in_force = writer.checkpoint(0)  # a lower one changes nothing
+        sure = max((ack.first_lsn for ack in stated if ack.end_lsn), default=0)
+        asked = max((ack.first_lsn for ack in stated), default=0)
+        assert sure <= in_force <= asked, f"the checkpoint in force is {in_force}, stated {sure}, asked for {asked}"
+        assert segments[0] <= in_force + 1, f"{segments} are left, and the checkpoint is {in_force}"
+        return segments[0]
 
     def _append(self, writer: WALWriter, author: str) -> list[Ack]:
         acks = []

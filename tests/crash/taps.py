@@ -5,6 +5,8 @@ Holds: a tap is installed before a log is opened, because the hot path binds its
 
 from __future__ import annotations
 
+import ast
+import dis
 import fcntl
 import os
 import signal
@@ -12,8 +14,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import walpool
@@ -55,11 +58,12 @@ MOMENTS = {  # of a call, at which dying makes a difference; everywhere else `af
 
 
 class DieAtCall:
-    """Die at the n-th call: before it, after it, or, for a write, when half of it is done. `names`: those seen."""
+    """Die at the n-th call: before it, after it, or, for a write, when `part` of it is done. `names`: those seen."""
 
-    def __init__(self, n: int, moment: str) -> None:
+    def __init__(self, n: int, moment: str, part: float = 0.5) -> None:
         self.n = n
         self.moment = moment
+        self.part = part
         self.names: list[str] = []
 
     def __call__(self, name: str, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -68,18 +72,18 @@ class DieAtCall:
             return call(*args, **kwargs)
         if self.moment == "torn" and name == "pwrite":
             fd, data, offset = args
-            call(fd, bytes(data)[: len(data) // 2], offset)
+            call(fd, bytes(data)[: int(len(data) * self.part)], offset)
         elif self.moment != "before":
             call(*args, **kwargs)
         kill_self()
 
 
 _SOURCE = str(Path(walpool.__file__).parent)
-_ROOMS = tuple(os.path.join(_SOURCE, room) + os.sep for room in ("write", "shared", "upkeep", "system"))
+_ROOMS = tuple(os.path.join(_SOURCE, room) + os.sep for room in ("write", "shared", "read", "upkeep", "system"))
 
 
 class DieAtLine:
-    """Die before the n-th line that walpool executes: so between any two stores into the control block, too."""
+    """Die before the n-th line that walpool executes."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -102,6 +106,104 @@ class DieAtLine:
             if self.count == self.n:
                 kill_self()
         return self._line
+
+
+class DieAtStore:
+    """Die just before or just after the n-th store into words that other processes see."""
+
+    def __init__(self, n: int, moment: str) -> None:
+        self.n = n
+        self.moment = moment
+        self.count = 0
+        self.places: set[tuple[str, int]] = set()  # file and line of the stores that were counted
+        self._stores = stores()
+
+    def start(self) -> None:
+        threading.settrace(self._call)
+        sys.settrace(self._call)
+
+    def stop(self) -> None:
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        offsets = self._stores.get((code.co_filename, code.co_firstlineno, code.co_qualname))
+        if offsets is None:
+            return None
+        return partial(self._step, *offsets)
+
+    def _step(self, lines: frozenset[int], offsets: frozenset[int], frame: FrameType, event: str, arg: Any) -> None:
+        if self.n and self.count == self.n:
+            kill_self()  # the store was the instruction before this
+        if event == "line":
+            frame.f_trace_opcodes = frame.f_lineno in lines  # only there: each event costs
+        elif event == "opcode" and frame.f_lasti in offsets:
+            self.count += 1
+            self.places.add((frame.f_code.co_filename, frame.f_lineno))
+            if self.count == self.n and self.moment == "before":
+                kill_self()
+
+
+LIVE = {"words", "_words", "halves", "counts"}  # what the source calls words that others see
+FILLS = {"_fill", "pack_into"}
+
+
+@cache
+def stores() -> dict[tuple[str, int, str], tuple[frozenset[int], frozenset[int]]]:
+    """Of each function with such stores (its file, first line and name): their lines, and the offsets of instructions.
+
+    Found in the source. To be called before victims are forked: each would look for itself otherwise.
+    """
+    found = {}
+    for room in _ROOMS:
+        for file in sorted(Path(room).glob("*.py")):
+            tree = ast.parse(file.read_text(), str(file))
+            lines, fills = _store_places(tree)
+            for code in _codes_in(compile(tree, str(file), "exec")):
+                found_here = [
+                    each
+                    for each in dis.get_instructions(code)
+                    if each.positions is not None
+                    and (
+                        (each.opname == "STORE_SUBSCR" and each.positions.lineno in lines)
+                        or (each.opname == "CALL" and (each.positions.lineno, each.positions.col_offset) in fills)
+                    )
+                ]
+                if found_here:
+                    found[str(file), code.co_firstlineno, code.co_qualname] = (
+                        frozenset(each.positions.lineno for each in found_here if each.positions),
+                        frozenset(each.offset for each in found_here),
+                    )
+    return found
+
+
+def _codes_in(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes_in(constant)
+
+
+def _store_places(tree: ast.AST) -> tuple[set[int], set[tuple[int, int]]]:
+    """Lines of statements that assign to live words, and (line, column) of the calls that fill several at once."""
+    lines: set[int] = set()
+    fills: set[tuple[int, int]] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(_is_live(each) for target in targets for each in ast.walk(target)):
+                lines |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in FILLS:
+            fills.add((node.lineno, node.col_offset))
+    return lines, fills
+
+
+def _is_live(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Subscript):
+        return False
+    of = node.value
+    return (isinstance(of, ast.Attribute) and of.attr in LIVE) or (isinstance(of, ast.Name) and of.id in LIVE)
 
 
 class FailOnce:

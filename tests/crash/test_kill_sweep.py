@@ -1,65 +1,87 @@
-"""SIGKILL at every system call, in the middle of every write, and between the lines: nothing acknowledged is lost."""
+"""SIGKILL at every system call, at every store, in the middle of every write, and between the lines.
+
+Nothing that was acknowledged is lost, and whoever is beside goes on.
+"""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.crash import scripts, sweep
-from tests.support import Child, Start
+from tests.crash.taps import DieAtStore, stores
+from tests.support import Channel, Child, Start
 
 
-def tally(child: Child) -> sweep.Tally:
+def tell_points(channel: Channel, folder: Path, scene: str, kind: str, share: int, seed: int) -> sweep.Tally:
+    chance = random.Random(seed) if share else None
+    return sweep.sweep(folder, sweep.SCENES[scene], kind, chance, share, channel.send)
+
+
+def tell_proof(channel: Channel, folder: Path, seed: int, count: int) -> Counter[str]:
+    return sweep.prove(folder, seed, count, channel.send)
+
+
+def result(child: Child) -> Any:
     """The sweep's result; it says now and then that it goes on."""
     while True:
-        kind, value = child.next()
-        if kind == "result":
+        what, value = child.next()
+        if what == "result":
             assert child.died() == 0
             print(value)
             return value
 
 
-def test_death_at_every_call_of_an_append_beside_a_living_writer(child: Start, memory: Path) -> None:
-    found = tally(child(sweep.sweep_beside, memory, scripts.append_in_every_way, "call", 0, 0))
-    assert found.died > 300 and found.acknowledged > 1000
-
-
 @pytest.mark.parametrize(
-    "prepare",
+    ("scene", "kind", "share", "at_least"),
     [
-        scripts.nothing,
-        scripts.of_another_boot,
-        scripts.with_a_torn_tail,
-        scripts.with_a_torn_header,
-        scripts.after_a_failed_sync,
+        ("append", "call", 0, 350),
+        ("append a little", "store", 0, 250),
+        ("coordinate", "call", 200, 150),
+        *((scene, "call", 0, 100) for scene in sweep.SCENES if scene.startswith("open ")),
     ],
 )
-def test_death_at_every_call_of_an_opening(child: Start, memory: Path, prepare: scripts.Prepare) -> None:
-    script = scripts.open_and_append_a_little
-    found = tally(child(sweep.sweep_alone, memory, script, prepare, "call", 0, 0))
-    assert found.died > 60
+def test_a_death_at_every_point_loses_nothing(
+    child: Start, memory: Path, scene: str, kind: str, share: int, at_least: int, seed: int
+) -> None:
+    """At every point, or at `share` of very many."""
+    found = result(child(tell_points, memory, scene, kind, share, seed))
+    assert found.died > at_least
 
 
-@pytest.mark.parametrize("share", [100, pytest.param(400, marks=pytest.mark.slow)])
-def test_death_at_any_line_beside_a_living_writer(child: Start, memory: Path, share: int, seed: int) -> None:
-    found = tally(child(sweep.sweep_beside, memory, scripts.append_in_every_way, "line", share, seed))
-    assert found.died > share * 0.7
+def test_deaths_at_points_of_all_scenes_drawn_by_chance_lose_nothing(child: Start, memory: Path, seed: int) -> None:
+    found = result(child(tell_proof, memory, seed, 500))
+    assert found["kills"] >= 500
+    for scene in sweep.SCENES:
+        for kind in sweep.KINDS:
+            assert found[f"kills: {scene}, {kind}"] > 0, f"{scene}, {kind}: nobody died"
+    assert not list(memory.iterdir())
 
 
-@pytest.mark.parametrize("prepare", [scripts.nothing, scripts.with_a_torn_tail, scripts.after_a_failed_sync])
-def test_death_at_any_line_of_an_opening(child: Start, memory: Path, prepare: scripts.Prepare, seed: int) -> None:
-    script = scripts.open_and_append_a_little
-    found = tally(child(sweep.sweep_alone, memory, script, prepare, "line", 100, seed))
-    assert found.died > 60
+def count_stores(channel: Channel, log: Path) -> set[str]:
+    """Functions of which no victim of the append script can die at a store."""
+    death = DieAtStore(0, "before")
+    death.start()
+    scripts.append_a_little(log, "v", lambda *_: None)
+    death.stop()
+    met = set()
+    for (file, _, name), (lines, _) in stores().items():
+        if any((file, line) in death.places for line in lines):
+            met.add(name)
+    return met
 
 
-def test_death_at_every_call_of_a_coordinator(child: Start, memory: Path) -> None:
-    found = tally(child(sweep.sweep_alone, memory, scripts.coordinate, scripts.nothing, "call", 0, 0))
-    assert found.died > 300
-
-
-@pytest.mark.parametrize("share", [100, pytest.param(200, marks=pytest.mark.slow)])
-def test_death_at_any_line_of_a_coordinator(child: Start, memory: Path, share: int, seed: int) -> None:
-    found = tally(child(sweep.sweep_alone, memory, scripts.coordinate, scripts.nothing, "line", share, seed))
-    assert found.died > share * 0.7
+def test_the_stores_of_an_append_are_among_the_points(child: Start, memory: Path) -> None:
+    met = child(count_stores, memory / "events.wal").result()
+    assert met >= {
+        "Appender._append",
+        "Appender._start_next",
+        "Committer._lead",
+        "Control.publish_filled",
+        "SlotRow.__init__",
+        "SlotRow.close",
+    }, met
