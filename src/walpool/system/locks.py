@@ -24,7 +24,7 @@ import filelock
 
 from walpool.errors import LogBusy
 from walpool.system.calls import calls
-from walpool.system.files import Directory, File, typed_error
+from walpool.system.files import Directory, File, typed_error, typed_errors
 
 MAINTENANCE_POLL_S = 0.005
 LOCK_EX = fcntl.LOCK_EX
@@ -149,7 +149,8 @@ class ByteLocks:
             raise typed_error(error, self._file.path) from error
 
     def release(self, byte: int) -> None:
-        calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte, 1))
+        with typed_errors(self._file.path):
+            calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte, 1))
 
     def held_by_others(self, bytes_end: int) -> Iterator[int]:
         """Bytes below `bytes_end` that another open file description holds, in order."""
@@ -158,7 +159,8 @@ class ByteLocks:
             low, high = ranges.pop()
             if low >= high:
                 continue
-            answer = calls.fcntl(self._file.fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, low, high - low))
+            with typed_errors(self._file.path):
+                answer = calls.fcntl(self._file.fd, _OFD_GETLK, _flock(fcntl.F_WRLCK, low, high - low))
             assert isinstance(answer, bytes)
             kind, start, length = _unflock(answer)
             if kind == fcntl.F_UNLCK:

@@ -3,6 +3,7 @@
 from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import WriterOptions
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
+from walpool.system.files import typed_errors
 from walpool.system.locks import Maintenance
 from walpool.upkeep.opening import OpenLog, lock_mode
 
@@ -14,7 +15,8 @@ def state_checkpoint(log: OpenLog, lsn: int, options: WriterOptions) -> int:
     last_lsn = log.control.state().next_lsn - 1
     if not 0 <= lsn <= last_lsn:
         raise ValueError(f"a checkpoint at LSN {lsn} is impossible: the log ends at {last_lsn}")
-    with Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+    maintenance = Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options))
+    with maintenance, typed_errors(log.directory.path):
         stated = read_checkpoint(log.directory)
         if lsn > stated:
             write_checkpoint(log.directory, lsn, options.mode)

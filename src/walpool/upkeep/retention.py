@@ -16,7 +16,7 @@ from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import LogState
 from walpool.shared.pins import oldest_pin
 from walpool.system import clock
-from walpool.system.files import Directory
+from walpool.system.files import Directory, typed_errors
 
 
 class SealedSegment(NamedTuple):
@@ -69,7 +69,8 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
         directory.sync()  # the segments that stay: a power cut must not leave fewer of them than it removed
         for segment in sealed[:gone]:
             directory.unlink(segment_name(segment.first_lsn))
-            directory.sync()  # before the next: a power cut must not bring back an older one than it removed
+            with typed_errors(directory.path):
+                directory.sync()  # before the next: a power cut must not bring back an older one than it removed
     return PruneReport(
         removed=tuple(segment.first_lsn for segment in sealed[:gone]),
         bytes=sum(segment.bytes for segment in sealed[:gone]),
