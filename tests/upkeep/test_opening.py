@@ -1,17 +1,20 @@
 """Opening a log to append to it: what is believed, what is finished, what is looked at, and what is refused."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, leave_behind_tail, make, read, segment_files
 from tests.upkeep.faults import Killed, killed_at, watched
-from walpool import LogBusy, RecoveryMode, UnsafeLog, WALError, WALHeader, WALWriter
+from walpool import IOFailed, LogBusy, RecoveryMode, UnsafeLog, WALError, WALHeader, WALWriter
 from walpool.shared.control import COMMIT, INTENT, Control
 from walpool.shared.slot_rows import ROW_BYTES
+from walpool.system.calls import calls
 from walpool.system.files import Directory
 from walpool.upkeep.opening import OpenLog, open_log
 from walpool.upkeep.verify import verify
@@ -128,6 +131,29 @@ def test_a_half_done_rotation_is_finished_by_whoever_comes_next(
     (log / "control").unlink()
     with WALWriter(log) as writer:
         assert writer.put(b"key", b"value") == COUNT + 42
+
+
+def test_a_half_done_rotation_is_not_overlooked_because_a_look_at_its_name_fails(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame in the old segment would be behind the new one's first LSN, and lost at the next recovery."""
+    make(log, COUNT, size_limit=1000)
+    (log / layout.name(COUNT + 1)).write_bytes(HALVES["half a header"]())
+    look = calls.stat
+
+    def stat(name: str, **named: Any) -> os.stat_result:
+        if name == layout.name(COUNT + 1):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return look(name, **named)
+
+    with WALWriter(log, size_limit=1000) as writer:
+        with monkeypatch.context() as failing, pytest.raises(IOFailed):
+            failing.setattr(calls, "stat", stat)
+            writer.append(entry_of(COUNT + 1))
+        assert writer.append(entry_of(COUNT + 1)) == COUNT + 1
+    (log / "control").unlink()
+    WALWriter(log).close()
+    assert read(log).entries == entries(1, COUNT + 2)
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another writer"])

@@ -66,7 +66,10 @@ class File:
         self.path = path
 
     def size(self) -> int:
-        return calls.fstat(self.fd).st_size
+        try:
+            return calls.fstat(self.fd).st_size
+        except OSError as error:
+            raise typed_error(error, self.path) from error
 
     def read(self, length: int, offset: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer only at the end of the file."""
@@ -215,15 +218,18 @@ class Directory:
                 continue
 
     def identity(self, name: str) -> tuple[int, int] | None:
-        """Device and inode that the name leads to now, or None."""
+        """Device and inode that the name leads to now, or None when nothing is there: an error is no answer."""
         try:
             found = calls.stat(name, dir_fd=self.fd, follow_symlinks=False)
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise typed_error(error, self.join(name)) from error
         return found.st_dev, found.st_ino
 
     def size_of(self, name: str) -> int:
-        return calls.stat(name, dir_fd=self.fd, follow_symlinks=False).st_size
+        with typed_errors(self.join(name)):
+            return calls.stat(name, dir_fd=self.fd, follow_symlinks=False).st_size
 
     def rename(self, name: str, to: str) -> None:
         with typed_errors(self.join(name)):
