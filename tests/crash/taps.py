@@ -1,4 +1,4 @@
-"""Taps on every system call that walpool makes: count them, fail one of them, die at one of them.
+"""Taps on every system call that walpool makes: count them, die at one of them.
 
 Holds: a tap is installed before a log is opened, because the hot path binds its calls then; `tapped` takes it off.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import dis
-import fcntl
 import os
 import signal
 import sys
@@ -204,47 +203,3 @@ def _is_live(node: ast.AST) -> bool:
         return False
     of = node.value
     return (isinstance(of, ast.Attribute) and of.attr in LIVE) or (isinstance(of, ast.Name) and of.id in LIVE)
-
-
-class FailOnce:
-    """The n-th call of one name fails, once; `count` goes on."""
-
-    def __init__(self, name: str, n: int, error: int) -> None:
-        self.name = name
-        self.n = n
-        self.error = error
-        self.count = 0
-        self.hit = False
-
-    def __call__(self, name: str, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name == self.name and not (name == "flock" and args[1] == fcntl.LOCK_UN):  # an unlock cannot fail
-            self.count += 1
-            if self.count == self.n:
-                self.hit = True
-                if name == "close":
-                    call(*args, **kwargs)  # whatever close says, the descriptor is gone
-                raise OSError(self.error, os.strerror(self.error))
-        return call(*args, **kwargs)
-
-
-class ShortWrite:
-    """The n-th write does a part of its bytes; what it answers next is up to `then`: go on, or an errno."""
-
-    def __init__(self, n: int, part: Callable[[int], int], then: int = 0) -> None:
-        self.n = n
-        self.part = part
-        self.then = then
-        self.count = 0
-        self.hit = False
-
-    def __call__(self, name: str, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name == "pwrite":
-            self.count += 1
-            if self.count == self.n:
-                self.hit = True
-                fd, data, offset = args
-                part = self.part(len(data))
-                return call(fd, bytes(data)[:part], offset) if part else 0
-            if self.count == self.n + 1 and self.then:
-                raise OSError(self.then, os.strerror(self.then))
-        return call(*args, **kwargs)

@@ -1,187 +1,78 @@
-"""Each system call fails, once, each time it is made: an append is acknowledged and there, or refused and not there."""
+"""Each system call fails, at each place that makes it: an append is acknowledged and there, or refused and not."""
 
 from __future__ import annotations
 
 import errno
-import gc
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.crash.taps import NAMES, FailOnce, ShortWrite, tapped
-from tests.support import Ack, Channel, Start, append_op, judge, open_fds
-from walpool import LogFull, SyncFailed, SyncMode, WALError, WALReader, WALWriter
-from walpool.system.locks import LOCK_UN, try_lock
-
-LIMIT = 1200
-ERRORS = [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EACCES, errno.EROFS, errno.EINTR]  # and EIO, always
-NO_BLOCKS = {"fstat", "stat", "flock", "fcntl", "listdir"}  # calls that touch neither blocks nor permissions
-
-
-class Case:
-    """One run of the script, with one fault in it. What is not as it must be goes to `wrong`."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        self.acks: list[Ack] = []
-        self.in_doubt: list[int] = []
-        self.wrong: list[str] = []
-        self.failed = 0
-        self.op = 0
-
-    def run(self) -> None:
-        with_writer = [
-            (SyncMode.NORMAL, [self.append] * 5 + [self.sync] + [self.append] * 3 + [self.rotate, self.append]),
-            (SyncMode.FULL, [self.append] * 7),
-        ]
-        for mode, steps in with_writer:
-            writer = self.open(mode)
-            for step in steps:
-                if self.attempt(lambda step=step, writer=writer: step(writer)) is SyncFailed:
-                    self.attempt(writer.close)
-                    writer = self.open(mode)  # which recovers
-            self.attempt(writer.close)
-
-    def open(self, mode: SyncMode) -> WALWriter:
-        """One fault can refuse one opening; the next must be granted."""
-        opened: list[WALWriter] = []
-        for _ in range(2):
-            self.attempt(lambda: opened.append(WALWriter(self.log, mode, LIMIT)))
-            if opened:
-                return opened[0]
-        raise AssertionError(f"two openings were refused for one fault: {self.wrong}")
-
-    def attempt(self, step: Callable[[], object]) -> type[BaseException] | None:
-        """What it raised. Only errors of walpool's own kind may come out."""
-        try:
-            step()
-        except WALError as error:
-            self.failed += 1
-            return type(error)
-        except Exception as error:
-            self.failed += 1
-            self.wrong.append(f"an error that is not walpool's: {error!r}")
-            return type(error)
-        return None
-
-    def append(self, writer: WALWriter) -> None:
-        self.op += 1
-        try:
-            lsns = append_op(writer, "w", self.op)
-        except SyncFailed:
-            self.in_doubt.append(self.op)  # it was appended, and may not be on disk
-            raise
-        self.acks.append(Ack(self.op, lsns.start, lsns.stop))
-
-    def sync(self, writer: WALWriter) -> None:
-        writer.sync()
-
-    def rotate(self, writer: WALWriter) -> None:
-        writer.rotate()
-
-
-def check(case: Case) -> None:
-    """The log holds what was acknowledged; nobody holds a lock; the log can be used."""
-    try:
-        with WALWriter(case.log, size_limit=LIMIT, lock_timeout=5) as writer:
-            case.append(writer)
-            writer.sync()
-            rows = writer.metrics.snapshot().writers
-            assert len(rows) == 1, f"slots are still held: {rows}"
-        for name in ("append.lock", "sync.lock"):
-            fd = os.open(case.log / name, os.O_RDWR)
-            free = try_lock(fd)
-            os.close(fd)
-            assert free, f"{name} is still held"
-        with WALReader(case.log) as reader:
-            entries = reader.read_all()
-        judge(entries, {"w": case.acks}, {"w": case.in_doubt})
-    except (AssertionError, WALError) as error:
-        case.wrong.append(f"afterwards: {error!r}")
-
-
-def faults(kind: str, n: int) -> Iterator[tuple[str, Any]]:
-    if kind == "short":
-        yield "half of it, then the rest", ShortWrite(n, lambda size: size // 2)
-        yield "all but one byte, then the rest", ShortWrite(n, lambda size: size - 1)
-        yield "one byte, then no space", ShortWrite(n, lambda size: 1, errno.ENOSPC)
-        yield "half of it, then EIO", ShortWrite(n, lambda size: size // 2, errno.EIO)
-        yield "nothing", ShortWrite(n, lambda size: 0)
-    else:
-        others = [ERRORS[n * 2 % 6], ERRORS[n * 2 % 6 + 1]]  # in turn: many calls are made at each place
-        if kind in NO_BLOCKS:
-            others = [errno.EMFILE]
-        elif kind == "close":
-            others = []
-        for error in (errno.EIO, *others):
-            yield errno.errorcode[error], FailOnce(kind, n, error)
-
-
-def left_open(before: dict[int, str]) -> set[str]:
-    gc.collect()
-    return {path for fd, path in open_fds().items() if fd not in before}
-
-
-def sweep_errors(channel: Channel, folder: Path, kinds: list[str]) -> tuple[int, list[str]]:
-    """How many faults were injected, and what came out wrong."""
-    injected = 0
-    wrong: list[str] = []
-    gc.freeze()  # what was imported is no garbage: a collection has only our own to look at
-    for kind in kinds:
-        n = 0
-        hit = True
-        while hit:
-            n += 1
-            hit = False
-            for name, fault in faults(kind, n):
-                log = folder / "events.wal"
-                before = open_fds()
-                case = Case(log)
-                with tapped(fault):
-                    try:
-                        case.run()
-                    except AssertionError as error:
-                        case.wrong.append(str(error))
-                hit = hit or fault.hit
-                injected += fault.hit
-                check(case)
-                if left := left_open(before):
-                    case.wrong.append(f"descriptors are left open: {left}")
-                wrong += [f"{kind} call {n} fails with {name}: {one}" for one in case.wrong]
-                shutil.rmtree(log)
-        channel.send(kind)
-    return injected, wrong
-
+from tests.crash import errors
+from tests.crash.taps import NAMES, Call, tapped
+from tests.support import Ack, Channel, Start, append_op, judge
+from walpool import CorruptLog, IOFailed, LogFull, WALReader, WALWriter
+from walpool.system.locks import LOCK_EX, LOCK_UN
 
 GROUPS = {
-    "writes": ["pwrite", "short"],
+    "writes": ["pwrite"],
     "opens": ["open"],
-    "syncs": ["fsync", "fdatasync"],
     "locks": ["flock", "fcntl", "mmap"],
+    "looks": ["stat", "fstat", "close"],
 }
 GROUPS["others"] = [name for name in NAMES if not any(name in group for group in GROUPS.values())]
 
 
+def play_group(channel: Channel, folder: Path, names: list[str]) -> Counter[str]:
+    faults = [fault for fault in errors.firsts(errors.every(folder)) if fault.name in names]
+    return errors.play(folder, faults, channel.send)
+
+
+def play_some(channel: Channel, folder: Path, seed: int, count: int) -> Counter[str]:
+    return errors.prove(folder, seed, count, channel.send)
+
+
+def result(channel: Any) -> Counter[str]:
+    while True:
+        what, value = channel.next()
+        if what == "result":
+            print(value)
+            found: Counter[str] = value
+            return found
+
+
 @pytest.mark.parametrize("group", GROUPS)
-def test_one_call_that_fails_refuses_at_most_one_append_and_leaves_nothing_behind(
+def test_a_call_that_fails_refuses_what_it_was_for_and_leaves_nothing_behind(
     child: Start, memory: Path, group: str
 ) -> None:
-    sweeping = child(sweep_errors, memory, GROUPS[group])
-    while True:
-        kind, value = sweeping.next()
-        if kind == "result":
-            break
-    injected, wrong = value
-    assert not wrong, f"{len(wrong)} of {injected} faults:\n" + "\n".join(wrong[:40])
-    assert injected > 10
+    """At its first time at each place, with several errors, once and until the fault is lifted."""
+    found = result(child(play_group, memory, GROUPS[group]))
+    assert found["errors"] > 80 and found["refused"] > 50
+    assert not list(memory.iterdir())
+
+
+def test_faults_drawn_from_all_calls_there_are_do_no_harm(child: Start, memory: Path, seed: int) -> None:
+    assert result(child(play_some, memory, seed, 900))["errors"] >= 900
+    assert not list(memory.iterdir())
 
 
 def test_the_calls_that_are_failed_are_all_there_are() -> None:
     assert {"open", "pwrite", "fdatasync", "fsync", "rename", "flock", "mmap", "fchmod"} <= set(NAMES)
+
+
+def names_met(channel: Channel, folder: Path) -> set[str]:
+    return {fault.name for fault in errors.every(folder)}
+
+
+NOT_IN_THE_SCRIPT = {"chmod", "fchmod", "link", "mkdir", "getpid"}
+
+
+def test_the_script_makes_every_call_but_a_few(child: Start, memory: Path) -> None:
+    met = child(names_met, memory).result()
+    assert set(NAMES) - met <= NOT_IN_THE_SCRIPT, set(NAMES) - met
 
 
 def test_a_write_that_keeps_failing_is_refused_each_time_and_works_again_afterwards(log: Path) -> None:
@@ -209,9 +100,43 @@ def test_a_write_that_keeps_failing_is_refused_each_time_and_works_again_afterwa
         assert [bytes(entry.key) for entry in reader] == [b"a", b"b"]
 
 
-def test_an_unlock_is_not_among_the_calls_that_fail(log: Path) -> None:
-    fault = FailOnce("flock", 0, errno.EIO)
-    with tapped(fault), WALWriter(log) as writer:
-        before = fault.count
-        writer.put(b"k", b"v")
-        assert fault.count == before + 1, f"one lock, and an unlock ({LOCK_UN}) that does not count"
+def test_an_unlock_is_not_among_the_calls_that_fail() -> None:
+    """It cannot fail, and walpool does not look at what it says."""
+    fault = errors.Fault("flock", "", 1, "EIO", True)
+    tap = errors.Failing(fault)
+    made: list[int] = []
+    tap.hit = True  # from now on
+    tap("flock", lambda fd, operation: made.append(operation), (0, LOCK_UN), {})
+    assert made == [LOCK_UN]
+    with pytest.raises(OSError):
+        tap("flock", made.append, (0, LOCK_EX), {})
+
+
+def test_a_segment_that_cannot_be_read_is_an_error_and_the_others_can(log: Path) -> None:
+    acks = []
+    with WALWriter(log, size_limit=1200) as writer:
+        for op in range(30):
+            lsns = append_op(writer, "w", op)
+            acks.append(Ack(op, lsns.start, lsns.stop))
+    segments = sorted(int(path.stem) for path in log.glob("*.wal"))
+    assert len(segments) >= 4
+    bad = os.stat(log / f"{segments[1]:020d}.wal").st_ino
+
+    def tap(name: str, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name in ("pread", "preadv") and os.fstat(args[0]).st_ino == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call(*args, **kwargs)
+
+    found = []
+    with tapped(tap):
+        with WALReader(log) as reader, pytest.raises(IOFailed) as failed:
+            found += reader  # as far as it comes
+        assert failed.value.errno == errno.EIO and not isinstance(failed.value, CorruptLog)
+        assert f"{segments[1]:020d}.wal" in str(failed.value)
+        with WALReader(log, start=segments[2]) as reader:
+            rest = reader.read_all()
+    with WALReader(log) as reader:
+        everything = reader.read_all()
+    judge(everything, {"w": acks})
+    assert found == everything[: segments[1] - 1]
+    assert rest == everything[segments[2] - 1 :]
