@@ -19,10 +19,14 @@ def of(folder: str, **files: str) -> tuple[str, ...]:
 
 SWEEP = of(
     "crash",
-    test_kill_sweep="death_at_every_call_of_an_append_beside_a_living_writer death_at_every_call_of_an_opening"
-    " death_at_any_line_beside_a_living_writer death_at_any_line_of_an_opening death_at_every_call_of_a_coordinator",
+    test_kill_sweep="a_death_at_every_point_loses_nothing deaths_at_points_of_all_scenes_drawn_by_chance_lose_nothing",
 )
-ERRORS = of("crash", test_error_sweep="one_call_that_fails_refuses_at_most_one_append_and_leaves_nothing_behind")
+ERRORS = of(
+    "crash",
+    test_error_sweep="a_call_that_fails_refuses_what_it_was_for_and_leaves_nothing_behind"
+    " faults_drawn_from_all_calls_there_are_do_no_harm",
+)
+HOSTILE = of("crash", test_hostile_bytes="hostile_bytes_give_what_was_appended_or_a_typed_error")
 CUT = of("crash", test_real_cut="what_was_synced_survives_the_cut_of_a_real_file_system")
 CUTS = of("crash", test_power_cut="power_cuts")
 STRESS = of("processes", test_stress="writers_followers_a_keeper_and_a_monitor_are_killed_at_random")
@@ -31,9 +35,9 @@ ROWS: dict[str, Row] = {
     "K1": Row("SIGKILL of one process", SWEEP + STRESS + of("crash", test_kills_under_load="one_of_four_writers_is_killed_again_and_again")),
     "K2": Row("SIGKILL of all", of("crash", test_kills_under_load="all_writers_are_killed_at_once_and_nothing_has_to_be_recovered")),
     "K3": Row("SIGKILL inside a write", SWEEP, "the harness tears the write: that the kernel cuts a long one short is not arranged"),
-    "K4": Row("OOM kill", of("crash", test_kills_under_load="one_of_four_writers_is_killed_again_and_again"), "not by a memory cgroup, which needs root and a kernel that has one: to the process it is the same SIGKILL"),
+    "K4": Row("OOM kill", of("crash", test_out_of_memory="a_writer_that_the_kernel_kills_for_its_memory_loses_nothing"), "only where a memory cgroup can be made"),
     "K5": Row("SIGTERM, a handler that raises, Ctrl-C", of("crash", test_interrupts="no_interrupt_leaves_a_lock_held_or_an_entry_doubled an_interrupt_neither_loses_nor_doubles_what_is_buffered an_interrupted_opening_or_recovery_is_as_if_it_had_not_been")),
-    "K6": Row("the holder is stopped", of("processes", test_lock_holders="others_wait_for_a_stopped_holder_and_go_on_when_it_does a_timeout_raises_busy_while_the_holder_stands_inside_and_harms_nothing"), "LogBusy does not name the holder"),
+    "K6": Row("the holder is stopped", of("processes", test_lock_holders="others_wait_for_a_stopped_holder_and_go_on_when_it_does a_timeout_raises_busy_while_the_holder_stands_inside_and_harms_nothing") + of("crash", test_stopped_holders="a_writer_that_stands_still_at_any_call_harms_nobody"), "LogBusy does not name the holder"),
     "K7": Row("any exception in a caller's code", of("crash", test_interrupts="any_exception_out_of_a_batchs_source_leaves_the_lock_free")),
     "F1": Row("fork while a thread holds the lock", of("processes", test_lock_holders="a_child_forked_in_the_middle_of_an_append_waits_for_it_and_appends an_idle_forked_child_does_not_keep_its_killed_parents_lock_or_slot a_fork_in_the_middle_of_a_sync_is_no_obstacle_to_either_side")),
     "F2": Row("subprocess, exec, spawn, forkserver", of("processes", test_odd_machines="a_started_process_has_none_of_our_files a_program_has_none_of_our_files_though_it_inherits_what_it_can a_program_that_takes_over_a_process_keeps_neither_its_lock_nor_its_slot")),
@@ -46,17 +50,17 @@ ROWS: dict[str, Row] = {
     "E1": Row("a sync fails", ERRORS + of("processes", test_durability="a_failed_sync_is_seen_by_those_who_wait_those_who_come_and_the_newcomer")),
     "E2": Row("a write fails or is short", ERRORS + of("crash", test_error_sweep="a_write_that_keeps_failing_is_refused_each_time_and_works_again_afterwards", test_no_room="a_full_disk_refuses_appends_until_there_is_room a_file_size_limit_is_a_full_log_until_it_is_lifted")),
     "E3": Row("a rotation fails", ERRORS + of("crash", test_no_room="a_rotation_without_descriptors_is_refused_and_harms_nothing")),
-    "E4": Row("a read fails", ERRORS + of("upkeep", test_recovery="an_error_of_any_call_is_typed_and_the_next_recovery_gives_the_same"), "not on a disk that fails by itself, which takes FUSE or a device mapper"),
+    "E4": Row("a read fails", ERRORS + of("crash", test_error_sweep="a_segment_that_cannot_be_read_is_an_error_and_the_others_can"), "not on a disk that fails by itself, which takes FUSE or a device mapper"),
     "E5": Row("a slow disk", of("processes", test_odd_machines="appends_and_rotations_go_on_while_the_disk_takes_its_time") + of("write", test_sync_modes="one_sync_makes_the_batches_of_all_who_wait_durable")),
     "E6": Row("the device dies", of("processes", test_odd_machines="all_writers_stop_when_the_disk_dies_and_nothing_acknowledged_is_lost") + CUT),
     "E7": Row("no room for a control block", of("crash", test_no_room="a_log_that_a_full_disk_has_no_room_for_is_refused_and_can_be_made_later")),
-    "C1": Row("the control block is damaged", of("upkeep", test_control_damage="a_spoilt_block_loses_nothing random_blocks_lose_nothing a_flipped_byte_in_any_word_loses_nothing an_old_copy_of_the_block_loses_nothing another_logs_block_loses_nothing") + of("processes", test_replaced_files="a_truncated_control_block_kills_nobody")),
-    "C2": Row("killed between two stores", of("crash", test_kill_sweep="death_at_any_line_beside_a_living_writer") + of("shared", test_control="a_reader_beside_a_publisher_never_sees_a_mixture"), "stores out of order do not happen on x86-64; no other processor is tested"),
+    "C1": Row("the control block is damaged", HOSTILE + of("upkeep", test_control_damage="a_spoilt_block_loses_nothing random_blocks_lose_nothing a_flipped_byte_in_any_word_loses_nothing an_old_copy_of_the_block_loses_nothing another_logs_block_loses_nothing") + of("processes", test_replaced_files="a_truncated_control_block_kills_nobody")),
+    "C2": Row("killed between two stores", of("crash", test_kill_sweep="a_death_at_every_point_loses_nothing the_stores_of_an_append_are_among_the_points") + of("shared", test_control="a_reader_beside_a_publisher_never_sees_a_mixture"), "stores out of order do not happen on x86-64; no other processor is tested"),
     "C3": Row("a boot", of("processes", test_odd_machines="after_a_boot_with_a_younger_clock_the_log_is_read_anew_and_waits_for_nothing") + of("upkeep", test_control_damage="a_block_of_another_boot_is_rebuilt")),
     "C4": Row("the clock lies", of("processes", test_odd_machines="order_is_by_lsn_whatever_the_clocks_say")),
     "C5": Row("the same process id twice", of("processes", test_odd_machines="processes_of_one_pid_are_told_apart_by_their_locks writers_in_two_containers_are_both_pid_1")),
-    "S1": Row("segments are damaged", of("read", test_damage="every_flipped_byte_is_found_and_nothing_else_is_read a_log_cut_at_every_byte_is_read_up_to_there a_missing_segment_in_the_middle_is_damage_not_the_end segments_that_change_places_are_damage a_mangled_log_gives_a_prefix_or_a_named_damage")),
-    "S2": Row("hostile sizes and counts", of("shared", test_catalog="too_many_segments_are_refused") + of("upkeep", test_decisions="salvage_of_a_segment_full_of_hostile_markers_is_refused_or_done_but_typed")),
+    "S1": Row("segments are damaged", HOSTILE + of("read", test_damage="every_flipped_byte_is_found_and_nothing_else_is_read a_log_cut_at_every_byte_is_read_up_to_there a_missing_segment_in_the_middle_is_damage_not_the_end segments_that_change_places_are_damage a_mangled_log_gives_a_prefix_or_a_named_damage")),
+    "S2": Row("hostile sizes and counts", HOSTILE + of("shared", test_catalog="too_many_segments_are_refused") + of("upkeep", test_decisions="salvage_of_a_segment_full_of_hostile_markers_is_refused_or_done_but_typed")),
     "S3": Row("hostile places", of("write", test_hostile_places="what_was_planted_before_the_first_opening what_took_the_place_of_a_file_of_a_closed_log what_takes_the_place_of_a_file_while_a_writer_has_the_log_open")),
     "S4": Row("another user", of("write", test_hostile_places="another_user_can_at_most_read_and_holds_nobody_up"), "skipped unless run by root"),
     "S5": Row("readers beside rotation, retention and recovery", STRESS + of("read", test_follow="a_follower_crosses_a_rotation_without_a_gap a_follower_lives_through_a_recovery")),

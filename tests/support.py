@@ -29,7 +29,7 @@ from zlib import crc32
 from walpool import Operation, WALEntry, WALReader, WALWriter
 
 ROOT = Path(__file__).resolve().parent.parent
-DEADLINE_S = 60.0  # of every wait: only a bug comes near it
+DEADLINE_S = float(os.environ.get("WALPOOL_DEADLINE_S", "60"))  # of every wait: only a bug comes near it
 METHODS = ("spawn", "forkserver", "subprocess")  # how writers are started; fork has tests of its own
 
 

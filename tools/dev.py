@@ -1,10 +1,11 @@
-"""The commands of a checkout, each with all its set-up: `python3 tools/dev.py demo|test|lint|check|bench [args]`.
+"""The commands of a checkout, each with all its set-up: `python3 tools/dev.py demo|test|lint|check|bench|prove [args]`.
 
     demo    walpool's main job on real input                       args go to `walpool demo`
     test    every test                                             args go to pytest
     lint    formatting, lint rules and types                       --fix mends what can be mended
     check   lint, then the tests that are not slow                 args go to pytest
     bench   walpool against LMDB, SQLite and plain files           args go to tools/bench.py
+    prove   try to break walpool for --minutes, and write a report args go to tools/prove.py
 
 The first run makes .venv in the checkout with the Python that runs this file and installs walpool there,
 editable, with what the command needs. Later runs start at once. Only the standard library is imported, and what
@@ -72,12 +73,18 @@ def bench(args: Sequence[str]) -> NoReturn:
     become([PYTHON, ROOT / "tools" / "bench.py", *args])
 
 
+def prove(args: Sequence[str]) -> NoReturn:
+    set_up("dev", "monitor", "prometheus")
+    become([PYTHON, ROOT / "tools" / "prove.py", *args])
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
     "lint": lint,
     "check": check,
     "bench": bench,
+    "prove": prove,
 }
 
 

@@ -38,7 +38,6 @@ from walpool.write import coordinator
 LOG = "events.wal"
 SHORT = errno.EAGAIN  # stands for a write that does a part
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EACCES, errno.EROFS, errno.EINTR, SHORT, SHORT)
-STATES_PER_RUN = 250
 DRAWS = 12  # states of each moment
 AGAIN = 4  # one state in so many is recovered twice,
 WITH_METRICS = 9  # one in so many by a writer with metrics
@@ -144,6 +143,8 @@ def append_and_prune(told: Told, chance: random.Random) -> None:
                     told.checkpoint(writer, chance.randrange(next_lsn(writer)))
                 case 1:
                     told.checkpoint(writer, next_lsn(writer) - 1)
+                    if chance.random() < 0.5:
+                        writer.rotate()
                     writer.prune()
                 case 2 | 3 | 4:
                     writer.rotate()
@@ -385,26 +386,22 @@ def _difference(found: Sequence[WALEntry], expected: Sequence[WALEntry], first_l
 class Explorer:
     """Draws states of one script's run after another, and checks each that it has not seen before."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seen: set[int] | None = None) -> None:
         self._folder = folder
-        self._seen: set[int] = set()
+        self._seen = set() if seen is None else seen
         self._checked: set[tuple[int, int, int]] = set()
         self._places = itertools.count()
         self.counts: Counter[str] = Counter()
 
-    def explore(self, name: str, seed: int, most: int) -> None:
-        """At most `most` new states of one run of a script. What a moment gives follows from the seed alone."""
+    def explore(self, name: str, seed: int) -> None:
+        """Each moment of one run of a script. What it gives follows from the seed alone."""
         chance = random.Random(f"{name} {seed}")
         trace = record(SCRIPTS[name], self._place(), chance)
         model, sector = chance.choice(list(Model)), chance.choice((SECTOR, PAGE))
-        moments = set(chance.sample(range(len(trace.events)), min(len(trace.events), most)))
-        end = self.counts["crash states"] + most
         disk, promise = Disk(model), Promise()
         for moment, event in enumerate(trace.events):
             disk.play(event)
             promise = promise.after(event)
-            if moment not in moments:
-                continue
             chance = random.Random(f"{name} {seed} {moment}")
             images = [disk.draw(chance, sector, STRANGERS) for _ in range(DRAWS)]
             nested = [chance.random() < NESTED_SHARE for _ in images]
@@ -421,8 +418,6 @@ class Explorer:
                         f"{error!r}\nin {name}, {model.value} model, sectors of {sector}, after event {moment},"
                         f" {event.kind}; repeat with: python -m tests.crash.power_cut {name!r} {seed}"
                     ) from error
-                if self.counts["crash states"] >= end:
-                    return
 
     def _is_new(self, image: Image, promise: Promise) -> bool:
         """Whether this was not seen before, or more has been promised since. A state counts once."""
@@ -447,39 +442,46 @@ class Explorer:
     def _cut_the_recovery(
         self, image: Image, trace: Trace, promise: Promise, chance: random.Random, sector: int
     ) -> None:
+        """Record it, and a few durable appends after it, and cut that."""
         root = self._place()
         image.write(root)
         recorder = Recorder(root, image)
-        with after_a_reboot(), recorder.recording():
-            WALWriter(root / trace.log).close()
+        told = Told(recorder, root / trace.log)
+        with after_a_reboot(), recorder.recording(), WALWriter(told.log, SyncMode.FULL, 700) as writer:
+            last_lsn = next_lsn(writer) - 1
+            for _ in range(3):
+                told.append(writer, SyncMode.FULL, "later")
         shutil.rmtree(root)
+        later = Trace(trace.log, recorder.events, [*trace.entries[:last_lsn], *told.entries.values()])
         for model in Model:
-            disk = Disk(model)
+            disk, promised = Disk(model), promise._replace(most=last_lsn)
             started = False
-            for event in recorder.events:
+            for event in later.events:
                 disk.play(event)
+                promised = promised.after(event)
                 started = started or event.kind == "all durable"
                 for _ in range(NESTED_DRAWS if started else 0):
                     cut = disk.draw(chance, sector, STRANGERS)
-                    if self._is_new(cut, promise):
+                    if self._is_new(cut, promised):
                         disk.draw_caches(cut, chance, sector)
-                        self._check(cut, trace, promise)
+                        self._check(cut, later, promised)
                         self.counts["states of a recovery"] += 1
 
     def _place(self) -> Path:
         return self._folder / f"{next(self._places)}"
 
 
-def prove(folder: Path, seed: int, count: int, scripts: Iterable[str] = SCRIPTS) -> Counter[str]:
-    """`count` distinct states that a cut may leave, of runs of the scripts in turn."""
-    explorer = Explorer(folder)
+def prove(
+    folder: Path, seed: int, count: int, scripts: Iterable[str] = SCRIPTS, seen: set[int] | None = None
+) -> Counter[str]:
+    """At least `count` distinct states that a cut may leave, of runs of the scripts in turn. `seen`: their hashes."""
+    explorer = Explorer(folder, seen)
     with _without_a_word():
         for number in itertools.count(seed):
             for name in scripts:
-                left = count - explorer.counts["crash states"]
-                if left <= 0:
+                if explorer.counts["crash states"] >= count:
                     return explorer.counts
-                explorer.explore(name, number, min(left, STATES_PER_RUN))
+                explorer.explore(name, number)
                 explorer.counts["runs that were cut"] += 1
     raise AssertionError("not reached")
 
@@ -499,7 +501,7 @@ def main() -> None:
     _, name, seed = sys.argv
     with _without_a_word(), tempfile.TemporaryDirectory() as folder:
         explorer = Explorer(Path(folder))
-        explorer.explore(name, int(seed), 1 << 60)
+        explorer.explore(name, int(seed))
         print(dict(explorer.counts))
 
 

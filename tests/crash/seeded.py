@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,11 @@ class Bug(NamedTuple):
     file: str  # below src/walpool
     old: str  # there exactly once
     new: str
-    finder: str  # "cut: " and scripts of power_cut, "cut twice: " for recoveries, or what pytest is given
+    finder: str  # "cut: " and scripts of power_cut, a first seed before the colon, or what pytest is given
+    more: tuple[tuple[str, str], ...] = ()  # further places of the same change
 
 
-CALLS = "tests/crash/test_kill_sweep.py::test_death_at_every_call_of_an_append_beside_a_living_writer"
+CALLS = "tests/crash/test_kill_sweep.py -k append-call"
 
 BUGS = [
     # What a power cut shows
@@ -83,18 +85,11 @@ BUGS = [
         "cut: rebuilt",
     ),
     Bug(
-        "a segment comes into place before it is on disk",
-        "upkeep/rewrite.py",
-        "            file.sync()\n",
-        "",
-        "cut: failed sync",
-    ),
-    Bug(
-        "moves to quarantine are not made durable one by one",
+        "what recovery moved and made is not durable when it ends",
         "upkeep/aside.py",
-        "    quarantine.sync()  # before the log's directory forgets the old name\n    directory.sync()\n",
-        "",
-        "cut twice: turns, prune",
+        "    directory.rename(NEW_SEGMENT, segment_name(first_lsn))\n    directory.sync()\n",
+        "    directory.rename(NEW_SEGMENT, segment_name(first_lsn))\n",
+        "cut 16: rebuilt",
     ),
     Bug(
         "a checkpoint is renamed before it is on disk",
@@ -113,16 +108,16 @@ BUGS = [
     Bug(
         "removals are not made durable one by one",
         "upkeep/retention.py",
-        "            directory.sync()  # before the next: a power cut must not bring back an older one than it removed\n",
-        "",
-        "cut: prune",
+        "                directory.sync()  # before the next:",
+        "                pass  #",
+        "cut 10: prune",
     ),
     Bug(
         "a prune may leave no segment",
         "upkeep/retention.py",
-        "        directory.sync()  # the segments that stay: a power cut must not leave fewer of them than it removed\n",
-        "",
-        "cut: prune",
+        "            directory.sync()  # the segments that stay:",
+        "            pass  #",
+        "cut 34: prune",
     ),
     Bug(
         "the path to a new log is not made durable",
@@ -150,8 +145,9 @@ BUGS = [
         "published before it is written",
         "write/appender.py",
         "words[INTENT] = commit + self._intent",
-        "words[INTENT] = commit + self._intent\n                self._log.control.publish(LogState(first, sequence, marker,"
-        " end, next_lsn + count, now, entries + count, batches + 1, total_bytes + frame_bytes, max_entry, tail))\n"
+        "words[INTENT] = commit + self._intent\n"
+        "                self._log.control.publish(LogState(first, sequence, marker, end, next_lsn + count, now,"
+        " entries + count, batches + 1, total_bytes + frame_bytes, max_entry, tail))\n"
         "                commit = words[COMMIT]",
         CALLS,
     ),
@@ -197,28 +193,35 @@ BUGS = [
         "        with self._mutex:\n            try:\n                if self._contended:",
         "        with self._mutex:\n            self._lock(self._lock_fd, LOCK_EX)\n            try:\n"
         "                if True:\n                    pass\n                elif self._contended:",
-        "tests/crash/test_interrupts.py",
+        "tests/crash/test_interrupts.py -k no_interrupt",
     ),
     Bug(
         "the lock is not freed when an append fails",
         "write/appender.py",
         "            finally:\n                self._unlock(self._lock_fd, LOCK_UN)\n            counts",
-        "            except Retired:\n                pass\n            self._unlock(self._lock_fd, LOCK_UN)\n            counts",
-        "tests/crash/test_error_sweep.py -k writes",
+        "            except Retired:\n                pass\n"
+        "            self._unlock(self._lock_fd, LOCK_UN)\n            counts",
+        "tests/crash/test_error_sweep.py -k keeps_failing",
     ),
     # What peers show
     Bug(
         "the state is read before the lock is taken",
         "write/appender.py",
-        "                commit = words[COMMIT]\n                (first,",
-        "                commit = stale\n                (first,",
+        "                if self._contended:  # inside",
+        "                stale = words[COMMIT]\n                if self._contended:  # inside",
         "tests/processes/test_many_writers.py -k every_entry",
+        (
+            (
+                "                commit = words[COMMIT]\n                (first,",
+                "                commit = stale\n                (first,",
+            ),
+        ),
     ),
     Bug(
         "a child unlocks what its parent holds",
         "write/writer.py",
-        "            self._appender.drop()\n            opened.close()",
-        "            self._appender.drop()\n            calls.flock(opened.append_lock.fd, 8)\n            opened.close()",
+        "            self._appender.drop()\n",
+        "            calls.flock(opened.append_lock.fd, 8)\n            self._appender.drop()\n",
         "tests/processes/test_lock_holders.py",
     ),
     Bug(
@@ -240,15 +243,16 @@ BUGS = [
         "write/appender.py",
         "counts[BATCHES] = self._batches = self._batches + 1",
         "counts[BATCHES] = self._batches = self._batches + 2",
-        "tests/write/test_metrics.py tests/shared/test_metrics.py",
+        "tests/shared/test_slot_rows.py",
     ),
     # What bytes show
     Bug(
-        "a segment's checksums are not bound to it",
-        "write/rotation.py",
-        "        marker=processes.random_word() & 0xFFFFFFFF,",
-        "        marker=0x57414C50,",
+        "a checksum is not bound to its segment",
+        "format/frame.py",
+        "    if found != marker:\n",
+        "    if not found:\n",
         "tests/crash/test_hostile_bytes.py",
+        (("crc32c(view[body:end], marker)) != crc", "crc32c(view[body:end], found)) != crc"),),
     ),
 ]
 
@@ -259,18 +263,27 @@ def find(bug: Bug, folder: Path) -> str | None:
     shutil.copytree(ROOT / "src" / "walpool", source / "walpool", ignore=shutil.ignore_patterns("__pycache__"))
     file = source / "walpool" / bug.file
     text = file.read_text()
-    assert text.count(bug.old) == 1, f"{bug.file} has changed: there is no place for the bug {bug.name!r} any more"
-    file.write_text(text.replace(bug.old, bug.new))
-    compile(file.read_text(), bug.file, "exec")
-    kind, _, what = bug.finder.partition(": ")
-    if what:
-        command = [sys.executable, "-m", "tests.crash.seeded", kind, *what.split(", ")]
+    for old, new in ((bug.old, bug.new), *bug.more):
+        assert text.count(old) == 1, f"{bug.file} has changed: there is no place for the bug {bug.name!r} any more"
+        text = text.replace(old, new)
+    compile(text, bug.file, "exec")
+    file.write_text(text)
+    kind, _, scripts = bug.finder.partition(": ")
+    if scripts:
+        seed = kind.removeprefix("cut").strip() or "1"
+        command = [sys.executable, "-m", "tests.crash.seeded", seed, *scripts.split(", ")]
     else:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *_words(bug.finder)]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *bug.finder.split()]
     ran = subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(source), "PYTEST_ADDOPTS": "", "WALPOOL_SEED": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(source),
+            "PYTEST_ADDOPTS": "",
+            "WALPOOL_SEED": "1",
+            "WALPOOL_DEADLINE_S": "5",
+        },
         capture_output=True,
         text=True,
         timeout=BUDGET_S,
@@ -281,25 +294,15 @@ def find(bug: Bug, folder: Path) -> str | None:
     return said if ran.returncode == FOUND else None
 
 
-def _words(finder: str) -> list[str]:
-    return finder.split()
-
-
 def main() -> None:
     """The explorer, on the walpool that is on the path."""
-    import tempfile
-
-    import walpool
     from tests.crash import power_cut
 
-    _, kind, *scripts = sys.argv
-    print(walpool.__file__)
+    _, seed, *scripts = sys.argv
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="walpool-", dir=place) as folder:
         try:
-            if kind == "cut twice":
-                power_cut.NESTED_SHARE = 0.3
-            power_cut.prove(Path(folder), 1, STATES, scripts)
+            power_cut.prove(Path(folder), int(seed), STATES, scripts)
         except AssertionError as found:
             print(found)
             sys.exit(FOUND)

@@ -96,9 +96,11 @@ def test_a_write_that_keeps_failing_is_refused_each_time_and_works_again_afterwa
             assert refused.value.errno == errno.ENOSPC
         assert writer.size == size
         full = False
-        assert writer.put(b"b", b"") == 2
+        with WALWriter(log, lock_timeout=2) as another:  # to whom a lock that was not freed would be held
+            assert another.put(b"b", b"") == 2
+        assert writer.put(b"c", b"") == 3
     with WALReader(log) as reader:
-        assert [bytes(entry.key) for entry in reader] == [b"a", b"b"]
+        assert [bytes(entry.key) for entry in reader] == [b"a", b"b", b"c"]
 
 
 def test_an_unlock_is_not_among_the_calls_that_fail() -> None:

@@ -82,7 +82,7 @@ def kill_one_after_another(channel: Channel, log: Path, acks: Path, seed: int, r
     judge_after_kills(log, acks)
 
 
-@pytest.mark.parametrize("rounds", [20, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [20])
 def test_one_of_four_writers_is_killed_again_and_again(
     child: Start, log: Path, tmp_path: Path, seed: int, rounds: int
 ) -> None:

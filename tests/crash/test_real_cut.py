@@ -11,7 +11,7 @@ from tests.crash.real_cut import cut_again_and_again
 from tests.support import Start
 
 
-@pytest.mark.parametrize("cuts", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cuts", [6])
 def test_what_was_synced_survives_the_cut_of_a_real_file_system(
     child: Start, memory: Path, seed: int, cuts: int
 ) -> None:

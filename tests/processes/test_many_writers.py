@@ -153,7 +153,7 @@ def test_processes_that_all_rotate_leave_one_chain_of_segments(child: Start, log
         assert mine == [] or mine[0].lsn == first
 
 
-@pytest.mark.parametrize(("count", "threads", "ops"), [(2, 32, 20), pytest.param(8, 8, 150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "threads", "ops"), [(2, 32, 20)])
 def test_sixty_four_threads_in_several_processes(
     child: Start, log: Path, tmp_path: Path, count: int, threads: int, ops: int
 ) -> None:

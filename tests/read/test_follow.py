@@ -27,12 +27,19 @@ class Script:
         self.now = 1000.0
         self.slept: list[float] = []
         self._follower = threading.get_ident()
-        self._really_sleep = calls.sleep
+        self._really_sleep, self._really_monotonic = calls.sleep, calls.monotonic
         self._acting = False
 
+    def _is_really(self) -> bool:
+        """A writer in an act or in its background thread lives in the time that there is."""
+        return self._acting or threading.get_ident() != self._follower
+
+    def monotonic(self) -> float:
+        return self._really_monotonic() if self._is_really() else self.now
+
     def sleep(self, seconds: float) -> None:
-        if self._acting or threading.get_ident() != self._follower:
-            self._really_sleep(seconds)  # a writer waits for a sync, in an act or in its background thread
+        if self._is_really():
+            self._really_sleep(seconds)
             return
         assert seconds >= 0
         self.slept.append(seconds)
@@ -49,7 +56,7 @@ class Script:
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script()
     monkeypatch.setattr(calls, "sleep", script.sleep)
-    monkeypatch.setattr(calls, "monotonic", lambda: script.now)
+    monkeypatch.setattr(calls, "monotonic", script.monotonic)
     return script
 
 

@@ -25,12 +25,11 @@ def undo_half_moves(directory: Directory) -> None:
 
 
 def move_aside(directory: Directory, first_lsn: int) -> str:
-    """Durable when this returns the new name."""
+    """The new name, which is durable before the log's directory can be made to forget the old one."""
     quarantine = _open(directory)
     aside = _aside(first_lsn)
     directory.rename(segment_name(first_lsn), aside)
-    quarantine.sync()  # before the log's directory forgets the old name
-    directory.sync()
+    quarantine.sync()
     return aside
 
 

@@ -184,8 +184,6 @@ def _recover(
             _sync_segment(directory, scan.first_lsn)
     quarantined = _quarantine(directory, found)
     active = _start_segment(directory, found, quarantined, file_mode)
-    active.file.sync()
-    directory.sync()
     kept = [first for first in found.segments if first < active.header.first_lsn]
     state = LogState(
         segment=active.header.first_lsn,
@@ -233,11 +231,10 @@ def _sync_segment(directory: Directory, first_lsn: int) -> None:
 
 
 def _quarantine(directory: Directory, found: Survey) -> list[str]:
-    """Move aside the segments behind the one that will be active.
-
-    Newest first, each durable before the next: if an older one went alone, the log would seem to start behind it.
-    """
-    return [move_aside(directory, lsn) for lsn in reversed(found.segments) if lsn > found.next_lsn]
+    """Move aside the segments behind the one that will be active, newest first; durable before that comes."""
+    moved = [move_aside(directory, lsn) for lsn in reversed(found.segments) if lsn > found.next_lsn]
+    directory.sync()
+    return moved
 
 
 def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
@@ -252,9 +249,12 @@ def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
 
 
 def _start_segment(directory: Directory, found: Survey, quarantined: list[str], file_mode: int) -> Segment:
-    """The new active segment, or the clean empty one that is already there."""
+    """The new active segment, or the clean empty one that is already there. It and all names are durable then."""
     if found.segments and found.segments[-1] == found.next_lsn and _is_clean_and_empty(directory, found.next_lsn):
-        return open_segment(directory, found.next_lsn, writable=True)
+        segment = open_segment(directory, found.next_lsn, writable=True)
+        segment.file.sync()
+        directory.sync()
+        return segment
     header = WALHeader(
         created_at=clock.time_ns(),
         sequence=found.sequence + 1,

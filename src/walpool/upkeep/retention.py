@@ -66,10 +66,10 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
     pin = oldest_pin(directory)
     gone, held = removable(sealed, state.tail, rule, read_checkpoint(directory), pin, clock.time_ns())
     if not dry_run and gone:
-        directory.sync()  # the segments that stay: a power cut must not leave fewer of them than it removed
-        for segment in sealed[:gone]:
-            directory.unlink(segment_name(segment.first_lsn))
-            with typed_errors(directory.path):
+        with typed_errors(directory.path):
+            directory.sync()  # the segments that stay: a power cut must not leave fewer of them than it removed
+            for segment in sealed[:gone]:
+                directory.unlink(segment_name(segment.first_lsn))
                 directory.sync()  # before the next: a power cut must not bring back an older one than it removed
     return PruneReport(
         removed=tuple(segment.first_lsn for segment in sealed[:gone]),

@@ -38,6 +38,7 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
             for replaced in inside:
                 if first_lsn < replaced < next_lsn:
                     move_aside(directory, replaced)
+            directory.sync()  # before a segment behind these says that all of them is durable
         else:
             directory.unlink(NEW_SEGMENT)
     finally:
