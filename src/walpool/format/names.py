@@ -15,6 +15,7 @@ METRICS = "metrics"
 QUARANTINE = "quarantine"
 
 MAX_LSN = (1 << 63) - 1
+_SUFFIX = ".wal"
 _SEGMENT = re.compile(r"([0-9]{20})\.wal", re.ASCII)
 
 
@@ -25,7 +26,7 @@ def segment_name(first_lsn: int) -> str:
 
 def parse_segment_name(name: str) -> int | None:
     """The first LSN a segment's name states, or None for a name that is not a segment's."""
-    found = _SEGMENT.fullmatch(name)
+    found = _SEGMENT.fullmatch(name) if name.endswith(_SUFFIX) else None
     if found is None:
         return None
     first_lsn = int(found[1])
