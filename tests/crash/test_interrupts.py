@@ -18,12 +18,14 @@ from typing import Any
 
 import pytest
 
+import walpool
 from tests.crash.proof import repeatable
 from tests.support import Ack, Channel, Child, Start, append_op, entries_of, judge, open_fds, read_log, until
 from walpool import SyncMode, WALEntry, WALError, WALWriter
 from walpool.system.locks import LOCK_UN, try_lock
 
 LIMIT = 20_000
+SOURCE = str(Path(walpool.__file__).parent)
 
 
 class Interrupt(KeyboardInterrupt):
@@ -241,6 +243,60 @@ def interrupt_openings(child: Start, log: Path, seed: int, wanted: int) -> int:
 
 def test_an_interrupted_opening_or_recovery_is_as_if_it_had_not_been(child: Start, memory: Path, seed: int) -> None:
     interrupt_openings(child, memory / "events.wal", seed, 300)
+
+
+class RaiseAtLine:
+    """Ctrl-C before the n-th line that walpool executes; in a finaliser too, where nobody hears of it."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(SOURCE):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+
+def interrupt_an_opening_at(log: Path, line: int) -> bool:
+    """Whether it came that far. Whatever it held is free afterwards, in this process too."""
+    (log / "control").unlink(missing_ok=True)
+    at = RaiseAtLine(line)
+    sys.settrace(at)
+    try:
+        WALWriter(log).close()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    gc.collect()
+    (log / "control").unlink(missing_ok=True)
+    with WALWriter(log, lock_timeout=1) as writer:  # nobody can have the log open, so it is recovered
+        assert writer.recovery_report is not None
+    return at.left <= 0
+
+
+def interrupt_openings_at_lines(channel: Channel, log: Path, seed: int, step: int) -> int:
+    """The last line of all; about every `step`-th is tried."""
+    sys.unraisablehook = lambda _: None
+    warnings.simplefilter("ignore", ResourceWarning)
+    chance = random.Random(seed)
+    line = chance.randrange(1, step)
+    while True:
+        try:
+            if not interrupt_an_opening_at(log, line):
+                return line
+        except WALError as error:
+            raise AssertionError(f"after an interrupt before line {line} of an opening: {error}") from error
+        line += chance.randrange(1, 2 * step)
+
+
+def test_an_interrupt_before_any_line_of_an_opening_leaves_nothing_held(child: Start, memory: Path, seed: int) -> None:
+    assert child(interrupt_openings_at_lines, memory / "events.wal", seed, 40).result() > 1000
 
 
 PART = {"normal": 8_000, "full": 3_000, "buffered": 6_000, "openings": 400}  # at most so many in one child

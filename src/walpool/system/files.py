@@ -5,6 +5,7 @@ directory's descriptor; what was opened is a regular file with one link whose ow
 """
 
 import errno
+import io
 import os
 import stat
 import sys
@@ -57,9 +58,14 @@ def typed_error(error: OSError, path: str) -> Exception:
 
 
 class File:
-    """One open regular file. It alone closes its descriptor, so that an interrupt cannot close it twice."""
+    """One open regular file. It alone closes its descriptor, so that an interrupt cannot close it twice.
+
+    Nor leave it open, perhaps with a lock on it: once `owned`, it belongs to an object of C's that closes it in one
+    step, and at the latest when it is freed. What Python code closes, an exception from a signal handler may leave.
+    """
 
     fd = -1
+    _owner: io.FileIO | None = None
     stat: os.stat_result  # as it was when opened: device, inode, owner, size
 
     def __init__(self, path: str) -> None:
@@ -106,9 +112,19 @@ class File:
         else:
             calls.fdatasync(self.fd)
 
+    def owned(self) -> "File":
+        self._owner = io.FileIO(self.fd)
+        return self
+
     def close(self) -> None:
         fd, self.fd = self.fd, -1
-        close_descriptor(fd)
+        if self._owner is None:
+            close_descriptor(fd)
+            return
+        try:
+            self._owner.close()
+        except OSError:
+            pass
 
     def __del__(self) -> None:
         self.close()
@@ -185,7 +201,7 @@ class Directory:
             if flags & os.O_CREAT and stat.S_IMODE(file.stat.st_mode) != mode:
                 calls.fchmod(file.fd, mode)
             self._check(file.stat, file.path)
-            return file
+            return file.owned()
         except BaseException as error:
             file.close()
             if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, FileExistsError)):
