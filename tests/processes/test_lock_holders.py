@@ -27,7 +27,8 @@ def test_a_timeout_raises_busy_while_the_holder_stands_inside_and_harms_nothing(
             with pytest.raises(LogBusy) as busy:
                 attempt()
             assert isinstance(busy.value, TimeoutError)
-        with pytest.raises(LogBusy):
+            assert f"process {holder.pid} " in str(busy.value)
+        with pytest.raises(LogBusy, match=f"process {holder.pid} "):
             WALWriter(log, lock_timeout=0.02)
         holder.send("go on")
         assert holder.result() == [1, 2, 3]

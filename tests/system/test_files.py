@@ -13,19 +13,8 @@ import pytest
 from tests.support import Channel, Start, run_threads
 from walpool import IOFailed, LogFull, LogNotFound, UnsafeLog, WALError
 from walpool.system.calls import calls
-from walpool.system.files import (
-    CREATE,
-    READ,
-    WRITE,
-    Directory,
-    create_directory,
-    cut_back,
-    is_directory,
-    split,
-    sync_path_to,
-    typed_error,
-    write_rest,
-)
+from walpool.system.files import CREATE, READ, WRITE, Directory, cut_back, typed_error, write_rest
+from walpool.system.paths import create_directory, is_directory, split, sync_path_to
 
 
 @pytest.fixture

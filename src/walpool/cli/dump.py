@@ -29,7 +29,8 @@ from walpool.format.names import segment_name
 from walpool.read.scan import FrameWindow
 from walpool.shared.catalog import Segment, list_segments
 from walpool.shared.control import Control, ControlUnusable
-from walpool.system.files import Directory, is_directory, split
+from walpool.system.files import Directory
+from walpool.system.paths import is_directory, split
 
 
 class Row(NamedTuple):

@@ -11,8 +11,9 @@ from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name
 from walpool.shared.catalog import Segment, list_segments, open_segment
 from walpool.shared.control import RETIRED, STOPPED, Control, ControlUnusable, LogState
 from walpool.system import clock
-from walpool.system.files import Directory, is_directory, split
+from walpool.system.files import Directory
 from walpool.system.locks import try_lock, unlock
+from walpool.system.paths import is_directory, split
 
 CONFIRM_S = 1.0  # how long a reader that is about to report damage waits for the append lock
 

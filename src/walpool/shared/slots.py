@@ -6,7 +6,7 @@ Holds: the kernel frees the byte at the moment its holder dies; process ids are 
 from collections.abc import Iterator
 
 from walpool.errors import UnsafeLog
-from walpool.shared.control import SLOT_PIDS, SLOT_ROWS, Control
+from walpool.shared.control import COMMIT, SLOT_PIDS, SLOT_ROWS, Control
 from walpool.system import processes
 from walpool.system.files import File
 from walpool.system.locks import ByteLocks
@@ -37,3 +37,12 @@ def alive(file: File) -> Iterator[int]:
 def pid_of(control: Control, slot: int) -> int:
     """The process id that slot's writer stated, 0 when unknown."""
     return control.words[SLOT_PIDS + slot] if slot < SLOT_ROWS else 0
+
+
+def appending(control: Control) -> str:
+    """For people, of whoever waits for the append lock: which writer has it, or an empty string when none says so."""
+    slot = control.appending_slot(control.words[COMMIT])
+    if slot is None:
+        return ""
+    pid = pid_of(control, slot)
+    return f"; slot {slot}, process {pid} {processes.describe(pid)}".rstrip() + ", is in the middle of an append"

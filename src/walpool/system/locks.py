@@ -53,10 +53,10 @@ def unlock(fd: int) -> None:
 Flock = Callable[[int, int], None]  # (descriptor, LOCK_EX)
 
 
-def waiter(timeout_s: float | None, path: str) -> Flock:
+def waiter(timeout_s: float | None, path: str, who: Callable[[], str] = str) -> Flock:
     """A function that takes the flock of a descriptor: in the kernel, or polling until `timeout_s`, then LogBusy.
 
-    Whoever polls can lose to those who wait in the kernel.
+    Whoever polls can lose to those who wait in the kernel. `who` adds to the error who has the lock.
     """
     if timeout_s is None:
         return calls.flock  # no wrapper: every append calls it
@@ -66,7 +66,7 @@ def waiter(timeout_s: float | None, path: str) -> Flock:
         while not try_lock(fd):
             left = deadline - calls.monotonic()
             if left <= 0:
-                raise LogBusy(f"{path}: another process held the lock for {timeout_s} s")
+                raise LogBusy(f"{path}: another process held the lock for {timeout_s} s{who()}")
             calls.sleep(min(left, random.uniform(50e-6, 2e-3)))
 
     return wait

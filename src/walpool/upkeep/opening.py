@@ -6,6 +6,7 @@ a living writer, and N processes that open at the same instant end with one bloc
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from walpool.errors import CorruptLog, UnsafeLog, WALError
 from walpool.format.frame import FRAME_BYTES, Frame, read_frame
@@ -30,9 +31,10 @@ from walpool.shared.control import (
 )
 from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
-from walpool.system.files import WRITE, Directory, File, create_directory, typed_error
+from walpool.system.files import WRITE, Directory, File, typed_error
 from walpool.system.filesystems import check_local
 from walpool.system.locks import LOCK_EX, Maintenance, unlock, waiter
+from walpool.system.paths import create_directory
 from walpool.upkeep.recovery import RecoveryReport, recover
 
 POISON = "a sync failed"
@@ -118,7 +120,8 @@ def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
         append_lock, sync_lock, slots_lock = files
         slot = slots.Slot(slots_lock, control)
         try:
-            waiter(options.lock_timeout, append_lock.path)(append_lock.fd, LOCK_EX)
+            lock = waiter(options.lock_timeout, append_lock.path, partial(slots.appending, control))
+            lock(append_lock.fd, LOCK_EX)
             if directory.identity(CONTROL) != (control.file.stat.st_dev, control.file.stat.st_ino):
                 raise ControlUnusable("the control block was replaced")
             segment = _believe(directory, control, slots_lock)

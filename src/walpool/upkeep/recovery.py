@@ -19,7 +19,8 @@ from walpool.shared.catalog import Segment, is_zero, list_segments, open_segment
 from walpool.shared.control import LogState, create_control, last_totals, leftover
 from walpool.shared.poison import lift
 from walpool.system import clock, processes
-from walpool.system.files import CREATE, Directory, sync_path_to
+from walpool.system.files import CREATE, Directory
+from walpool.system.paths import sync_path_to
 from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place, undo_half_moves
 from walpool.upkeep.rewrite import rewrite
 

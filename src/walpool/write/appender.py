@@ -5,6 +5,7 @@ is beyond the published tail until the last store publishes it, so a process kil
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from crc32c import crc32c
@@ -45,6 +46,7 @@ from walpool.shared.slot_rows import (
     SlotRow,
     bucket_word,
 )
+from walpool.shared.slots import appending
 from walpool.system.calls import calls
 from walpool.system.files import cut_back, typed_error, write_rest
 from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock, mutex, waiter
@@ -93,7 +95,7 @@ class Appender:
         self._file_mode = options.mode
         self._mutex = mutex(options.lock_timeout)
         self._try_lock: Flock = calls.flock
-        self._lock = waiter(options.lock_timeout, log.append_lock.path)
+        self._lock = waiter(options.lock_timeout, log.append_lock.path, partial(appending, log.control))
         self._unlock: Flock = calls.flock
         self._lock_fd = log.append_lock.fd
         self._pwrite = calls.pwrite

@@ -1,0 +1,76 @@
+"""The way to a log: its directory and those above it, made, looked for, and made durable."""
+
+import os
+import stat
+
+from walpool.errors import LogNotFound, UnsafeLog
+from walpool.system.calls import calls
+from walpool.system.files import Directory, close_descriptor, typed_error, typed_errors
+
+
+def create_directory(path: str | os.PathLike[str], mode: int) -> None:
+    """The log's directory, and its parents, unless they are there; `sync_path_to` makes them durable.
+
+    `mode` is that of the files in it; the directory gets an x bit for each r bit. Parents keep the umask's mode.
+    """
+    place = os.path.abspath(os.fspath(path))
+    bits = mode | (mode & 0o444) >> 2
+    with typed_errors(place):
+        try:
+            try:
+                calls.mkdir(place, bits)
+            except FileNotFoundError:
+                _make_parents(os.path.dirname(place))
+                calls.mkdir(place, bits)
+        except FileExistsError:
+            return
+        calls.chmod(place, bits)  # whatever the umask
+
+
+def _make_parents(path: str) -> None:
+    try:
+        calls.mkdir(path, 0o777)
+    except FileNotFoundError:
+        _make_parents(os.path.dirname(path))
+        _make_parents(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise UnsafeLog(path, "refused: not a directory") from None
+
+
+def sync_path_to(directory: Directory) -> None:
+    """Make every name on the way to a directory durable, on its own file system: also those that somebody made who was
+    killed before that. Where we may not look, they are somebody else's to keep.
+    """
+    path = directory.path
+    while path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        try:
+            fd = calls.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            continue
+        try:
+            if calls.fstat(fd).st_dev != directory.stat.st_dev:
+                return
+            calls.fsync(fd)
+        finally:
+            close_descriptor(fd)
+
+
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether the path is a directory; raises LogNotFound when nothing is there."""
+    place = os.path.abspath(os.fspath(path))
+    try:
+        found = calls.stat(place, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        raise LogNotFound(place, "no such log") from None
+    except OSError as error:
+        raise typed_error(error, place) from error
+    if stat.S_ISLNK(found.st_mode):
+        raise UnsafeLog(place, "refused: a symbolic link")
+    return stat.S_ISDIR(found.st_mode)
+
+
+def split(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The absolute directory and the name in it."""
+    return os.path.split(os.path.abspath(os.fspath(path)))
