@@ -242,6 +242,15 @@ def test_salvage_skips_every_damaged_range_and_reports_each(log: Path) -> None:
     assert found.entries == [entry for entry in entries(1, 12) if entry.lsn not in (2, 5, 8)]
 
 
+def test_a_log_that_claims_more_entries_than_any_has_is_not_opened(log: Path) -> None:
+    """It would be at the end of what an LSN can say, and append what nobody can read."""
+    first = layout.segment(1, layout.single(1, 3)) + layout.frame((1 << 63) - 2, [layout.item(4)])
+    layout.write_segments(log, {1: first})
+    with pytest.raises(CorruptLog, match="no log has so many entries"):
+        WALWriter(log, recovery=RecoveryMode.SALVAGE)
+    assert len(list(log.glob("*.wal"))) == 1
+
+
 def test_salvage_of_a_segment_full_of_hostile_markers_is_refused_or_done_but_typed(log: Path) -> None:
     marker = layout.MARKER.to_bytes(4, "little")
     data = damage(layout.segment(1, layout.single(1, 3)), 2)

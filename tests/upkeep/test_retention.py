@@ -1,5 +1,6 @@
 """Retention: which sealed segments go, in which order, and what never goes."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from tests.format import layout
 from tests.read.logs import contents, entries, fill, read, segment_files
 from tests.upkeep.faults import Killed, killed_at, watched
-from walpool import CorruptLog, LSNUnavailable, Retention, WALReader, WALWriter
+from walpool import CorruptLog, LSNUnavailable, Retention, WALError, WALReader, WALWriter
+from walpool.system.calls import calls
 from walpool.upkeep.retention import SealedSegment, removable
 from walpool.upkeep.verify import verify
 
@@ -150,6 +152,23 @@ def test_a_checkpoint_that_is_not_in_the_log_is_refused(full: Path, lsn: int) ->
         with pytest.raises(TypeError):
             writer.checkpoint("7")  # type: ignore[arg-type]
     assert not (full / "checkpoint").exists()
+
+
+def test_a_checkpoint_whose_sync_failed_is_made_durable_by_whoever_states_it_again(
+    full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is there and can be read, and a power cut would take it away: to call it in force is too early."""
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with WALWriter(full) as writer:
+        with monkeypatch.context() as patch, pytest.raises(WALError):
+            patch.setattr(calls, "fsync", fail)
+            writer.checkpoint(30)
+        with watched() as trace:
+            assert writer.checkpoint(7) == 30
+    assert "fsync" in trace.names()
 
 
 def test_a_damaged_checkpoint_removes_nothing(full: Path) -> None:

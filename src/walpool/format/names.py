@@ -15,6 +15,7 @@ METRICS = "metrics"
 QUARANTINE = "quarantine"
 
 MAX_LSN = (1 << 63) - 1
+LAST_OPEN_LSN = 1 << 62  # a log that claims more is forged: no writer opens it, and so none has to look for the end
 _SUFFIX = ".wal"
 _SEGMENT = re.compile(r"([0-9]{20})\.wal", re.ASCII)
 

@@ -20,4 +20,6 @@ def state_checkpoint(log: OpenLog, lsn: int, options: WriterOptions) -> int:
         stated = read_checkpoint(log.directory)
         if lsn > stated:
             write_checkpoint(log.directory, lsn, options.mode)
+        else:
+            log.directory.sync()  # whoever stated it may have been killed, or failed, before its name was durable
         return max(lsn, stated)

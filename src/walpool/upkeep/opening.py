@@ -10,7 +10,16 @@ from functools import partial
 
 from walpool.errors import CorruptLog, UnsafeLog, WALError
 from walpool.format.frame import FRAME_BYTES, Frame, read_frame
-from walpool.format.names import APPEND_LOCK, CONTROL, MAINTENANCE_LOCK, MAX_LSN, PINS_LOCK, SLOTS_LOCK, SYNC_LOCK
+from walpool.format.names import (
+    APPEND_LOCK,
+    CONTROL,
+    LAST_OPEN_LSN,
+    MAINTENANCE_LOCK,
+    MAX_LSN,
+    PINS_LOCK,
+    SLOTS_LOCK,
+    SYNC_LOCK,
+)
 from walpool.options import WriterOptions
 from walpool.shared import slots
 from walpool.shared.catalog import Segment, holds_frames, list_segments, open_segment
@@ -174,7 +183,7 @@ def _believe_figures(state: LogState, control: Control) -> None:
     words = control.words
     others = (words[COMMIT], words[SYNCS], words[SYNC_NS], words[SYNCED_BATCHES], words[EXPECTED])
     if words[COMMIT] >> INTENT_SLOT_BITS or not (
-        1 <= state.segment <= state.next_lsn and max(*state, *others) <= MAX_LSN
+        1 <= state.segment <= state.next_lsn <= LAST_OPEN_LSN and max(*state, *others) <= MAX_LSN
     ):
         raise ControlUnusable("the control block's figures are impossible")
 

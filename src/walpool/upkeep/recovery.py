@@ -12,7 +12,7 @@ from enum import Enum
 
 from walpool.errors import CorruptLog, SyncFailed, WALError
 from walpool.format.header import HEADER_BYTES, WALHeader
-from walpool.format.names import segment_name
+from walpool.format.names import LAST_OPEN_LSN, segment_name
 from walpool.options import RecoveryMode
 from walpool.read.scan import FrameWindow, SegmentScan, scan_segment
 from walpool.shared.catalog import Segment, is_zero, list_segments, open_segment
@@ -177,6 +177,9 @@ def _recover(
     if doubtful_lsn is not None:
         rewrite(directory, doubtful_lsn, file_mode)
     found = survey(directory, mode, whole=whole)
+    if found.next_lsn > LAST_OPEN_LSN:
+        last = found.scans[-1]
+        raise CorruptLog(last.path, last.end, found.next_lsn, "no log has so many entries")
     if not found.segments:
         sync_path_to(directory)  # before the first segment: whoever finds one need not do it again
     totals = last_totals(directory)
