@@ -57,6 +57,12 @@ def typed_error(error: OSError, path: str) -> Exception:
     return IOFailed(error.errno, f"{path}: {what}; nothing was appended")
 
 
+class _Owner(io.FileIO):
+    """Closes its descriptor when it is freed, and does not complain that nobody did before."""
+
+    _finalizing = False  # hides the flag by which FileIO would know
+
+
 class File:
     """One open regular file. It alone closes its descriptor, so that an interrupt cannot close it twice.
 
@@ -65,7 +71,7 @@ class File:
     """
 
     fd = -1
-    _owner: io.FileIO | None = None
+    _owner: _Owner | None = None
     stat: os.stat_result  # as it was when opened: device, inode, owner, size
 
     def __init__(self, path: str) -> None:
@@ -113,7 +119,7 @@ class File:
             calls.fdatasync(self.fd)
 
     def owned(self) -> "File":
-        self._owner = io.FileIO(self.fd)
+        self._owner = _Owner(self.fd)
         return self
 
     def close(self) -> None:
