@@ -3,6 +3,9 @@
 The shutdown (an ioctl that ext4 and XFS have for this purpose) drops what is in memory, the journal's open transaction
 included: what a cut leaves on a disk that keeps its promises. To those who have files open the device has died. The
 control block is told of another boot, as it would be.
+
+What FULL acknowledged counts if it came before the shutdown began: a sync that is under way then may return 0 for what
+the shutdown drops, 6 to 24 ms later (3 of 2,000 cuts). A cut of the power lets nobody hear of such an answer.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -104,6 +108,7 @@ def cut_again_and_again(channel: Channel, folder: Path, seed: int, cuts: int) ->
         pids = [start_writer(log, acks, f"r{number}w{n}", mode, limit) for n, mode in enumerate(WRITERS)]
         enough = Ledger.ACK_BYTES * chance.randrange(1, 600)
         until(lambda acks=acks, enough=enough: size_of(acks) >= enough, "acknowledgements come")
+        began = time.monotonic_ns()
         disk.cut(chance.choice([FLUSH_LOG, DROP_LOG, DROP_LOG]))
         for pid in pids:
             assert reap(pid) == 0, "each writer ends with an error of walpool's own"
@@ -114,11 +119,14 @@ def cut_again_and_again(channel: Channel, folder: Path, seed: int, cuts: int) ->
         acknowledged = Ledger.read_all(acks)
         for author, theirs in acknowledged.items():
             mode = WRITERS[int(author[-1])]
-            kept = theirs if mode is SyncMode.FULL else [ack for ack in theirs if ack.end_lsn <= len(entries) + 1]
+            if mode is SyncMode.FULL:
+                kept = [ack for ack in theirs if ack.after_ns < began]
+            else:
+                kept = [ack for ack in theirs if ack.end_lsn <= len(entries) + 1]
             told[author] = kept
-            in_doubt[author] = [theirs[-1].op + 1 if theirs else 0]
+            in_doubt[author] = [*(ack.op for ack in theirs[len(kept) :]), theirs[-1].op + 1 if theirs else 0]
             counts[mode.value] += len(theirs)
-            counts["normal lost"] += len(theirs) - len(kept)
+            counts[f"{mode.value} {'too late' if mode is SyncMode.FULL else 'lost'}"] += len(theirs) - len(kept)
         judge(entries, told, in_doubt)
         counts["cuts"] += 1
     disk.close()
