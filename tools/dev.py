@@ -107,7 +107,8 @@ def main() -> int:
 def pytest(*args: str) -> list[str | Path]:
     # Left alone, pytest-xdist asks psutil for physical cores, which are fewer than those we may run on.
     os.environ.setdefault("PYTEST_XDIST_AUTO_NUM_WORKERS", str(usable_cores()))
-    return [PYTHON, "-m", "pytest", "-n", "auto", "-rs", *args]  # a test that is skipped says why
+    # worksteal: long tests lie side by side, and who has none left takes them from the other. A skipped one says why.
+    return [PYTHON, "-m", "pytest", "-n", "auto", "--dist", "worksteal", "-rs", *args]
 
 
 def usable_cores() -> int:

@@ -230,7 +230,7 @@ def test_a_recovery_killed_at_any_call_is_finished_by_the_next(pristine: Path, t
 
 
 @pytest.mark.usefixtures("no_disk")
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("code", [errno.EIO])  # others: tests/crash/errors.py
 def test_an_error_of_any_call_is_typed_and_the_next_recovery_gives_the_same(
     pristine: Path, tmp_path: Path, code: int
 ) -> None:
