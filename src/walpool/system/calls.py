@@ -1,6 +1,7 @@
 """Every operating-system function that walpool uses, by name, in one replaceable place.
 
-Holds: nothing else in walpool names these functions, so replacing an attribute of `calls` before a log is opened
+Holds: nothing else in walpool names these functions, but for the close of a log's open file (see files.File: it must be
+one step). So replacing an attribute of `calls` before a log is opened
 lets a test record, fail or interrupt every call. The hot path binds what it needs when a log is opened.
 """
 
