@@ -237,7 +237,8 @@ def _sync_segment(directory: Directory, first_lsn: int) -> None:
 def _quarantine(directory: Directory, found: Survey) -> list[str]:
     """Move aside the segments behind the one that will be active, newest first; durable before that comes."""
     moved = [move_aside(directory, lsn) for lsn in reversed(found.segments) if lsn > found.next_lsn]
-    directory.sync()
+    if moved:
+        directory.sync()
     return moved
 
 

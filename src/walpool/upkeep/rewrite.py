@@ -28,7 +28,6 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
     inside = [first for first in segments if first <= first_lsn][-1:] + [
         first for first in segments if first > first_lsn
     ]
-    directory.unlink(NEW_SEGMENT)  # of a recovery that was killed
     file = directory.open(NEW_SEGMENT, CREATE, file_mode)
     try:
         first_lsn, next_lsn = _copy(directory, segments, inside, first_lsn, file)
