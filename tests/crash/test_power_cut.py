@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.crash import power_cut
 from tests.crash.disk import Disk, Event, Model
+from walpool import SyncMode, WALWriter
 
 PARTS = 5
 STATES = 4_000  # of each part, distinct
@@ -27,6 +29,28 @@ def test_power_cuts_in_a_recovery(memory: Path, seed: int, monkeypatch: pytest.M
     counts = power_cut.prove(memory, seed, 1_500)
     print(dict(counts))
     assert counts["states of a recovery"] > 800
+
+
+def rebuild_after_a_rotation(told: power_cut.Told, chance: random.Random) -> None:
+    """What a rotation left to do was never done; then the control block is lost, and another process opens the log."""
+    with WALWriter(told.log) as writer:
+        stopped = power_cut.stop_coordinators(told.log)
+        told.append(writer, SyncMode.NORMAL)
+        told.sync(writer)
+        writer.rotate()
+        told.append(writer, SyncMode.NORMAL)
+    os.unlink(told.log / "control")
+    with WALWriter(told.log) as writer:
+        told.sync(writer)
+    stopped.close()
+
+
+def test_no_name_survives_a_recovery_alone(memory: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new segment says that all before it is durable: so are their names, or the log has a hole."""
+    monkeypatch.setitem(power_cut.SCRIPTS, "rebuilt after a rotation", rebuild_after_a_rotation)
+    explorer = power_cut.Explorer(memory)
+    for number in range(20):
+        explorer.explore("rebuilt after a rotation", seed + number)
 
 
 # The disk itself

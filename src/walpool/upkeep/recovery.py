@@ -235,9 +235,12 @@ def _sync_segment(directory: Directory, first_lsn: int) -> None:
 
 
 def _quarantine(directory: Directory, found: Survey) -> list[str]:
-    """Move aside the segments behind the one that will be active, newest first; durable before that comes."""
+    """Move aside the segments behind the one that will be active, newest first.
+
+    All names, those of the segments that stay too, are durable before that one says that everything before it is.
+    """
     moved = [move_aside(directory, lsn) for lsn in reversed(found.segments) if lsn > found.next_lsn]
-    if moved:
+    if found.segments:
         directory.sync()
     return moved
 
