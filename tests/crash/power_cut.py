@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 from tests.crash.disk import PAGE, SECTOR, Disk, Event, Image, Model, Recorder
 from tests.support import append_op, entries_of, run_threads
@@ -39,8 +40,9 @@ LOG = "events.wal"
 SHORT = errno.EAGAIN  # stands for a write that does a part
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EACCES, errno.EROFS, errno.EINTR, SHORT, SHORT)
 DRAWS = 12  # states of each moment
-AGAIN = 8  # one state in so many is recovered twice,
-WITH_METRICS = 9  # one in so many by a writer with metrics
+AGAIN_SHARE = 1 / 8  # of the states, that are recovered twice,
+METRICS_SHARE = 1 / 9  # that a writer with metrics recovers
+WORK_SHARE = 0.6  # of the times that a coordinator may work, that it does
 NESTED_DRAWS = 2  # of each moment of a recovery
 NESTED_SHARE = 1 / 60  # of the states, whose recovery is cut too
 
@@ -55,9 +57,10 @@ STRANGERS = [bytes(range(256)), bytes.fromhex(GOLDEN.read_text())[64:], bytes.fr
 class Told:
     """Appends through a writer, and everything that was asked and answered, in the recorder's order."""
 
-    def __init__(self, recorder: Recorder, log: Path) -> None:
+    def __init__(self, recorder: Recorder, log: Path, coordinators: Coordinators) -> None:
         self.recorder = recorder
         self.log = log
+        self.coordinators = coordinators
         self.entries: dict[int, WALEntry] = {}  # acknowledged, by LSN
         self._ops = itertools.count()
 
@@ -85,17 +88,51 @@ def next_lsn(writer: WALWriter) -> int:
     return writer.metrics.snapshot().next_lsn
 
 
-def stop_coordinators(log: Path) -> File:
-    """As if the process that has the role stood still, until the file is closed."""
-    file = Directory(log).open(SLOTS_LOCK, WRITE)
-    assert ByteLocks(file).try_hold(coordinator.ROLE)
-    return file
+class Coordinators:
+    """Work when they are drawn to: at once when they are woken, or between two calls of a script's, or never.
+
+    Threads of their own would work as they are given time, and a seed would give another run each time.
+    """
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._late: list[coordinator.Coordinator] = []
+        self._wake = coordinator.Coordinator.wake
+        self.at_once = False  # they are threads as ever
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        with patch.object(coordinator.Coordinator, "wake", lambda woken: self._woken(woken)):
+            yield
+
+    def _woken(self, woken: coordinator.Coordinator) -> None:
+        if self.at_once:
+            self._wake(woken)
+        else:
+            self._late.append(woken)
+            self.may_work()
+
+    def may_work(self) -> None:
+        late, self._late = self._late, []
+        for woken in late:
+            if self._chance.random() < WORK_SHARE:
+                self._wake(woken)
+                await_coordinators()
+            else:
+                self._late.append(woken)
 
 
 def await_coordinators() -> None:
     for thread in threading.enumerate():
         if thread.name == "walpool-coordinator":
             thread.join()
+
+
+def stop_coordinators(log: Path) -> File:
+    """As if the process that has the role stood still, until the file is closed."""
+    file = Directory(log).open(SLOTS_LOCK, WRITE)
+    assert ByteLocks(file).try_hold(coordinator.ROLE)
+    return file
 
 
 # Scripts. Each draws what it does from `chance`.
@@ -125,7 +162,7 @@ def append_in_turn(told: Told, chance: random.Random) -> None:
                 told.append(writer, mode, large=large)
             case _:
                 told.append(writer, mode)
-        await_coordinators()
+        told.coordinators.may_work()
     for writer in writers:
         writer.close()
     if stopped is not None:
@@ -150,7 +187,7 @@ def append_and_prune(told: Told, chance: random.Random) -> None:
                     writer.rotate()
                 case _:
                     told.append(writer, mode)
-            await_coordinators()
+            told.coordinators.may_work()
 
 
 def append_and_lose_the_control_block(told: Told, chance: random.Random) -> None:
@@ -160,7 +197,7 @@ def append_and_lose_the_control_block(told: Told, chance: random.Random) -> None
             told.sync(writer)
             for _ in range(chance.randrange(2, 8)):
                 told.append(writer, SyncMode.NORMAL)
-            await_coordinators()
+                told.coordinators.may_work()
         os.unlink(told.log / "control")
 
 
@@ -183,7 +220,7 @@ def append_through_a_failed_sync(told: Told, chance: random.Random) -> None:
                     told.sync(writer)
                 else:
                     told.append(writer, mode)
-                await_coordinators()
+                told.coordinators.may_work()
 
 
 def append_through_errors(told: Told, chance: random.Random) -> None:
@@ -223,7 +260,7 @@ def append_through_errors(told: Told, chance: random.Random) -> None:
                             told.checkpoint(writer, chance.randrange(next_lsn(writer)))
                         case _:
                             told.append(writer, mode)
-                await_coordinators()
+                told.coordinators.may_work()
 
 
 def append_from_a_buffer(told: Told, chance: random.Random) -> None:
@@ -239,6 +276,7 @@ def append_from_a_buffer(told: Told, chance: random.Random) -> None:
 
 def append_at_once(told: Told, chance: random.Random) -> None:
     """Three FULL writers in three threads, which share syncs, and append while one is under way."""
+    told.coordinators.at_once = True
     told.recorder.sync_takes_s = 100e-6
     writers = [WALWriter(told.log, SyncMode.FULL, 2000) for _ in range(3)]
     count = chance.randrange(4, 9)
@@ -279,22 +317,31 @@ class Trace(NamedTuple):
     entries: list[WALEntry]  # by LSN - 1, as they were appended: also those that are pruned by now
 
 
+@contextmanager
+def the_same_again(chance: random.Random) -> Iterator[Coordinators]:
+    """Clocks, random words, and when a coordinator works, all from `chance`."""
+    coordinators = Coordinators(chance)
+    with (
+        patch.object(coordinator, "PREPARE_FROM_BYTES", chance.choice((0, 1 << 20))),
+        patch.object(processes, "random_word", lambda: chance.getrandbits(64) | 1 << 32 | 1),
+        patch.object(calls, "time_ns", itertools.count(1_700_000_000 * 10**9, 1000).__next__),
+        patch.object(calls, "monotonic", itertools.count(0, 1e-6).__next__),
+        coordinators.in_turn(),
+    ):
+        yield coordinators
+
+
 def record(script: Script, root: Path, chance: random.Random) -> Trace:
     root.mkdir()
     recorder = Recorder(root)
-    told = Told(recorder, root / LOG)
-    before = coordinator.PREPARE_FROM_BYTES, processes.random_word, calls.time_ns
-    coordinator.PREPARE_FROM_BYTES = chance.choice((0, 1 << 20))
-    processes.random_word = lambda: chance.getrandbits(64) | 1 << 32 | 1  # so that a seed gives the same run again,
-    calls.time_ns = itertools.count(1_700_000_000 * 10**9, 1000).__next__  # with the same figures in its metrics
     try:
-        with recorder.recording():
+        with the_same_again(chance) as coordinators, recorder.recording():
+            told = Told(recorder, root / LOG, coordinators)
             script(told, chance)
             await_coordinators()
         for entry in _read(told.log)[1]:
             assert told.entries.setdefault(entry.lsn, entry) == entry, "the log is wrong before any cut"
     finally:
-        coordinator.PREPARE_FROM_BYTES, processes.random_word, calls.time_ns = before
         shutil.rmtree(root)
     assert sorted(told.entries) == list(range(1, len(told.entries) + 1))
     return Trace(
@@ -402,16 +449,15 @@ class Explorer:
         for moment, event in enumerate(trace.events):
             disk.play(event)
             promise = promise.after(event)
-            chance = random.Random(f"{name} {seed} {moment}")
-            images = [disk.draw(chance, sector, STRANGERS) for _ in range(DRAWS)]
-            nested = [chance.random() < NESTED_SHARE for _ in images]
-            for image, cut_again in zip(images, nested, strict=True):
+            for draw in range(DRAWS):
+                chance = random.Random(f"{name} {seed} {moment} {draw}")
+                image = disk.draw(chance, sector, STRANGERS)
                 if not self._is_new(image, promise):
                     continue
                 disk.draw_caches(image, chance, sector)
                 try:
-                    self._check(image, trace, promise)
-                    if cut_again:
+                    self._check(image, trace, promise, chance)
+                    if chance.random() < NESTED_SHARE:
                         self._cut_the_recovery(image, trace, promise, chance, sector)
                 except Exception as error:
                     raise AssertionError(
@@ -430,12 +476,11 @@ class Explorer:
         self._seen.add(state)
         return True
 
-    def _check(self, image: Image, trace: Trace, promise: Promise) -> None:
+    def _check(self, image: Image, trace: Trace, promise: Promise, chance: random.Random) -> None:
         root = self._place()
         image.write(root)
-        number = self.counts["recoveries"]
-        again = number % AGAIN == 0
-        check(root / trace.log, trace.entries, promise, metrics=number % WITH_METRICS == 0, again=again)
+        again = chance.random() < AGAIN_SHARE
+        check(root / trace.log, trace.entries, promise, metrics=chance.random() < METRICS_SHARE, again=again)
         shutil.rmtree(root)
         self.counts["recoveries"] += 1 + again
 
@@ -446,11 +491,12 @@ class Explorer:
         root = self._place()
         image.write(root)
         recorder = Recorder(root, image)
-        told = Told(recorder, root / trace.log)
-        with after_a_reboot(), recorder.recording(), WALWriter(told.log, SyncMode.FULL, 700) as writer:
-            last_lsn = next_lsn(writer) - 1
-            for _ in range(3):
-                told.append(writer, SyncMode.FULL, "later")
+        with after_a_reboot(), the_same_again(chance) as coordinators, recorder.recording():
+            told = Told(recorder, root / trace.log, coordinators)
+            with WALWriter(told.log, SyncMode.FULL, 700) as writer:
+                last_lsn = next_lsn(writer) - 1
+                for _ in range(3):
+                    told.append(writer, SyncMode.FULL, "later")
         shutil.rmtree(root)
         later = Trace(trace.log, recorder.events, [*trace.entries[:last_lsn], *told.entries.values()])
         for model in Model:
@@ -461,10 +507,11 @@ class Explorer:
                 promised = promised.after(event)
                 started = started or event.kind == "all durable"
                 for _ in range(NESTED_DRAWS if started else 0):
-                    cut = disk.draw(chance, sector, STRANGERS)
+                    drawn = random.Random(chance.getrandbits(64))
+                    cut = disk.draw(drawn, sector, STRANGERS)
                     if self._is_new(cut, promised):
-                        disk.draw_caches(cut, chance, sector)
-                        self._check(cut, later, promised)
+                        disk.draw_caches(cut, drawn, sector)
+                        self._check(cut, later, promised, drawn)
                         self.counts["states of a recovery"] += 1
 
     def _place(self) -> Path:
