@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.format import layout
-from tests.read.logs import contents, entries, fill, read, segment_files
+from tests.read.logs import contents, copy_of, entries, fill, read, segment_files
 from tests.upkeep.faults import Killed, killed_at, watched
-from walpool import CorruptLog, LSNUnavailable, Retention, WALError, WALReader, WALWriter
+from walpool import CorruptLog, LSNUnavailable, Retention, SyncFailed, SyncMode, WALError, WALReader, WALWriter
 from walpool.system.calls import calls
 from walpool.upkeep.retention import SealedSegment, removable
 from walpool.upkeep.verify import verify
@@ -169,6 +170,61 @@ def test_a_checkpoint_whose_sync_failed_is_made_durable_by_whoever_states_it_aga
         with watched() as trace:
             assert writer.checkpoint(7) == 30
     assert "fsync" in trace.names()
+
+
+def test_what_a_checkpoint_covers_is_durable(log: Path) -> None:
+    """Or a power cut may end the log below the checkpoint, and what is appended then has LSNs that it covers."""
+    with WALWriter(log) as writer:
+        fill(writer, 20)
+        assert writer.metrics.snapshot().durable_lsn == 0
+        assert writer.checkpoint(17) == 17
+        assert writer.metrics.snapshot().durable_lsn >= 17
+
+
+def test_a_checkpoint_of_what_cannot_be_made_durable_is_not_stated(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with WALWriter(log) as writer:
+        fill(writer, 20)
+        with monkeypatch.context() as patch, pytest.raises(SyncFailed):
+            patch.setattr(calls, "fdatasync", fail)
+            writer.checkpoint(17)
+    assert not (log / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("end", [0, 14])
+def test_a_checkpoint_that_the_log_does_not_reach_covers_nothing_that_is_appended_later(
+    full: Path, tmp_path: Path, end: int
+) -> None:
+    """A copy may hold a younger checkpoint than segments, and a repair may cut below it."""
+    with WALWriter(full) as writer:
+        writer.checkpoint(40)
+    copy = copy_of(full, tmp_path / "copy")
+    for file in segment_files(copy):
+        if int(file.stem) > end:
+            file.unlink()
+    shutil.copy(full / "checkpoint", copy)
+    with WALWriter(copy, SyncMode.FULL, 400) as writer:
+        last_lsn = writer.metrics.snapshot().next_lsn - 1
+        assert (last_lsn == 0) == (end == 0)
+        acknowledged = fill(writer, 40)
+        writer.prune()
+        assert writer.checkpoint(0) <= last_lsn
+    first_lsn = int(segment_files(copy)[0].stem)
+    assert read(copy, start=first_lsn).entries[-len(acknowledged) :] == acknowledged
+
+
+def test_a_damaged_checkpoint_may_be_stated_again_and_keeps_no_log_closed(full: Path) -> None:
+    with WALWriter(full) as writer:
+        writer.checkpoint(30)
+    (full / "checkpoint").write_bytes(b"WALPCKPT")
+    os.unlink(full / "control")
+    with WALWriter(full) as writer:
+        with pytest.raises(CorruptLog):
+            writer.prune()
+        assert writer.checkpoint(20) == 20
+        assert writer.prune().removed
 
 
 def test_a_damaged_checkpoint_removes_nothing(full: Path) -> None:

@@ -1,5 +1,11 @@
-"""Stating a checkpoint: one at a time, and never back."""
+"""Stating a checkpoint: one at a time, never back, and never ahead of what is durable.
 
+A power cut that ended the log below its checkpoint would have new entries take LSNs that nobody needs any more.
+"""
+
+from collections.abc import Callable
+
+from walpool.errors import CorruptLog
 from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import WriterOptions
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
@@ -8,16 +14,20 @@ from walpool.system.locks import Maintenance
 from walpool.upkeep.opening import OpenLog, lock_mode
 
 
-def state_checkpoint(log: OpenLog, lsn: int, options: WriterOptions) -> int:
-    """The checkpoint in force afterwards: `lsn`, or a later one that was stated before."""
+def state_checkpoint(log: OpenLog, lsn: int, options: WriterOptions, settle: Callable[[int], int]) -> int:
+    """The checkpoint in force afterwards: `lsn`, or a later one that was stated before. `settle`: the committer's."""
     if type(lsn) is not int:
         raise TypeError(f"lsn must be an int, not {type(lsn).__name__}")
     last_lsn = log.control.state().next_lsn - 1
     if not 0 <= lsn <= last_lsn:
         raise ValueError(f"a checkpoint at LSN {lsn} is impossible: the log ends at {last_lsn}")
+    settle(lsn)
     maintenance = Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options))
     with maintenance, typed_errors(log.directory.path):
-        stated = read_checkpoint(log.directory)
+        try:
+            stated = read_checkpoint(log.directory)
+        except CorruptLog:
+            stated = -1  # it is damaged, and replaced now
         if lsn > stated:
             write_checkpoint(log.directory, lsn, options.mode)
         else:

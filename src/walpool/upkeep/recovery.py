@@ -16,6 +16,7 @@ from walpool.format.names import LAST_OPEN_LSN, segment_name
 from walpool.options import RecoveryMode
 from walpool.read.scan import FrameWindow, SegmentScan, scan_segment
 from walpool.shared.catalog import Segment, is_zero, list_segments, open_segment
+from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import LogState, create_control, last_totals, leftover
 from walpool.shared.poison import lift
 from walpool.system import clock, processes
@@ -186,6 +187,7 @@ def _recover(
     for scan in found.scans:
         if scan.first_lsn < found.next_lsn:
             _sync_segment(directory, scan.first_lsn)
+    _take_back_checkpoint(directory, found, file_mode)
     quarantined = _quarantine(directory, found)
     active = _start_segment(directory, found, quarantined, file_mode)
     kept = [first for first in found.segments if first < active.header.first_lsn]
@@ -232,6 +234,21 @@ def _sync_segment(directory: Directory, first_lsn: int) -> None:
         file.sync()
     finally:
         file.close()
+
+
+def _take_back_checkpoint(directory: Directory, found: Survey, file_mode: int) -> None:
+    """One that the log does not reach: it would cover entries that are appended later, and retention remove them.
+
+    A power cut leaves none. A backup may hold a younger checkpoint than segments, and a repair may cut below it.
+    """
+    try:
+        stated = read_checkpoint(directory)
+    except CorruptLog:
+        return  # it covers nothing, and whoever goes by it is told
+    if stated >= found.next_lsn:
+        write_checkpoint(directory, found.next_lsn - 1, file_mode)
+        log.warning("%s: the checkpoint was LSN %d and the log ends at LSN %d: so does the checkpoint now",
+                    directory.path, stated, found.next_lsn - 1)  # fmt: skip
 
 
 def _quarantine(directory: Directory, found: Survey) -> list[str]:

@@ -253,9 +253,9 @@ class WALWriter:
     def checkpoint(self, lsn: int) -> int:
         """State that nothing at or below `lsn` is needed any more; durable when this returns the LSN in force.
 
-        A checkpoint never goes back: a lower `lsn` changes nothing. Raises ValueError for an LSN that is not appended.
+        It never goes back: a lower `lsn` changes nothing. Raises ValueError for an LSN not appended, SyncFailed.
         """
-        return state_checkpoint(self._opened, lsn, self._options)
+        return state_checkpoint(self._opened, lsn, self._options, self._committer.settle)
 
     def prune(self) -> PruneReport:
         """Apply this writer's retention rules (without any: the checkpoint) now instead of in the background."""
