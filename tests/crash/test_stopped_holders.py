@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from tests.crash.power_cut import stop_coordinators
 from tests.crash.sweep import in_child, reap
 from tests.crash.taps import Call, tapped
 from tests.support import Ack, Channel, Ledger, Start, append_op, deadline, judge, read_log
@@ -52,7 +54,8 @@ def stop_at_each_call(channel: Channel, log: Path, acks: Path, mode: SyncMode) -
     mine: list[Ack] = []
     busy = free = n = 0
     op = 0
-    with WALWriter(log, size_limit=LIMIT, lock_timeout=0.005) as peer:
+    # A coordinator would sync some of what the victims append, and they would make fewer calls.
+    with WALWriter(log, size_limit=LIMIT, lock_timeout=0.005) as peer, closing(stop_coordinators(log)):
         while True:
             n += 1
             pid = os.fork()
