@@ -190,6 +190,22 @@ def append_and_prune(told: Told, chance: random.Random) -> None:
             told.coordinators.may_work()
 
 
+def rotate_a_new_log(told: Told, chance: random.Random) -> None:
+    """The names of its few segments are hardly on disk; and if a checkpoint covers the first, it is removed at once."""
+    with WALWriter(told.log, size_limit=1500, retention=None) as writer:
+        for _ in range(chance.randrange(1, 3)):
+            told.append(writer, SyncMode.NORMAL)
+        covered = chance.random() < 0.5
+        if covered:
+            told.checkpoint(writer, next_lsn(writer) - 1)
+        writer.rotate()
+        for _ in range(chance.randrange(2)):
+            told.append(writer, SyncMode.NORMAL)
+        if covered:
+            writer.prune()
+        told.coordinators.may_work()
+
+
 def append_and_lose_the_control_block(told: Told, chance: random.Random) -> None:
     """It is rebuilt in the same boot, while much of the log is in the page cache only."""
     for _ in range(3):
@@ -302,6 +318,7 @@ def append_below_new_parents(told: Told, chance: random.Random) -> None:
 SCRIPTS: dict[str, Script] = {
     "turns": append_in_turn,
     "prune": append_and_prune,
+    "new log": rotate_a_new_log,
     "failed sync": append_through_a_failed_sync,
     "errors": append_through_errors,
     "rebuilt": append_and_lose_the_control_block,
@@ -406,7 +423,9 @@ def check(log: Path, entries: Sequence[WALEntry], promise: Promise, *, metrics: 
         assert promise.checkpoint <= checkpoint <= promise.checkpoint_begun, (
             f"the checkpoint is {checkpoint}; stated was {promise.checkpoint}, begun {promise.checkpoint_begun}"
         )
-        assert first_lsn <= checkpoint + 1, f"the log starts at LSN {first_lsn}, the checkpoint is {checkpoint}"
+        assert first_lsn <= checkpoint + 1 <= last_lsn + 1, (
+            f"the log has LSNs {first_lsn} to {last_lsn}, the checkpoint is {checkpoint}"
+        )
         afterwards = append_op(writer, "after", 6)
         assert afterwards.start == last_lsn + 1, f"after LSN {last_lsn} comes {afterwards.start}"
         assert writer.sync() == afterwards.stop - 1
@@ -438,15 +457,26 @@ class Explorer:
         self._seen = set() if seen is None else seen
         self._checked: set[tuple[int, int, int]] = set()
         self._places = itertools.count()
+        self._where = ""  # in the run, for a failure
         self.counts: Counter[str] = Counter()
 
     def explore(self, name: str, seed: int) -> None:
         """Each moment of one run of a script. What it gives follows from the seed alone."""
+        self._where = ""
+        try:
+            self._explore(name, seed)
+        except Exception as error:
+            raise AssertionError(
+                f"{error!r}\nin {name}{self._where}; repeat with: python -m tests.crash.power_cut {name!r} {seed}"
+            ) from error
+
+    def _explore(self, name: str, seed: int) -> None:
         chance = random.Random(f"{name} {seed}")
         trace = record(SCRIPTS[name], self._place(), chance)
         model, sector = chance.choice(list(Model)), chance.choice((SECTOR, PAGE))
         disk, promise = Disk(model), Promise()
         for moment, event in enumerate(trace.events):
+            self._where = f", {model.value} model, sectors of {sector}, after event {moment}, {event.kind}"
             disk.play(event)
             promise = promise.after(event)
             for draw in range(DRAWS):
@@ -455,15 +485,9 @@ class Explorer:
                 if not self._is_new(image, promise):
                     continue
                 disk.draw_caches(image, chance, sector)
-                try:
-                    self._check(image, trace, promise, chance)
-                    if chance.random() < NESTED_SHARE:
-                        self._cut_the_recovery(image, trace, promise, chance, sector)
-                except Exception as error:
-                    raise AssertionError(
-                        f"{error!r}\nin {name}, {model.value} model, sectors of {sector}, after event {moment},"
-                        f" {event.kind}; repeat with: python -m tests.crash.power_cut {name!r} {seed}"
-                    ) from error
+                self._check(image, trace, promise, chance)
+                if chance.random() < NESTED_SHARE:
+                    self._cut_the_recovery(image, trace, promise, chance, sector)
 
     def _is_new(self, image: Image, promise: Promise) -> bool:
         """Whether this was not seen before, or more has been promised since. A state counts once."""
