@@ -246,13 +246,14 @@ def test_an_interrupted_opening_or_recovery_is_as_if_it_had_not_been(child: Star
 
 
 class RaiseAtLine:
-    """Ctrl-C before the n-th line that walpool executes; in a finaliser too, where nobody hears of it."""
+    """Ctrl-C before the n-th line of a part of walpool; in a finaliser too, where nobody hears of it."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, part: str) -> None:
         self.left = n
+        self._part = part
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(SOURCE):
+        if not frame.f_code.co_filename.startswith(self._part):
             return None
         if event == "line":
             self.left -= 1
@@ -262,10 +263,10 @@ class RaiseAtLine:
         return self
 
 
-def interrupt_an_opening_at(log: Path, line: int) -> bool:
+def interrupt_an_opening_at(log: Path, line: int, part: str) -> bool:
     """Whether it came that far. Whatever it held is free afterwards, in this process too."""
     (log / "control").unlink(missing_ok=True)
-    at = RaiseAtLine(line)
+    at = RaiseAtLine(line, part)
     sys.settrace(at)
     try:
         WALWriter(log).close()
@@ -273,30 +274,37 @@ def interrupt_an_opening_at(log: Path, line: int) -> bool:
         pass
     finally:
         sys.settrace(None)
-    gc.collect()
     (log / "control").unlink(missing_ok=True)
     with WALWriter(log, lock_timeout=1) as writer:  # nobody can have the log open, so it is recovered
         assert writer.recovery_report is not None
     return at.left <= 0
 
 
-def interrupt_openings_at_lines(channel: Channel, log: Path, seed: int, step: int) -> int:
-    """The last line of all; about every `step`-th is tried."""
+def interrupt_openings_at_lines(channel: Channel, log: Path, seed: int, part: str, step: int) -> int:
+    """The last line of all in that part of walpool; about every `step`-th is tried, and each with 1."""
     sys.unraisablehook = lambda _: None
     warnings.simplefilter("ignore", ResourceWarning)
+    gc.disable()  # what it held is free at once, not when cycles are looked for
     chance = random.Random(seed)
-    line = chance.randrange(1, step)
+    line = chance.randrange(1, step + 1)
     while True:
         try:
-            if not interrupt_an_opening_at(log, line):
+            if not interrupt_an_opening_at(log, line, part):
                 return line
         except WALError as error:
             raise AssertionError(f"after an interrupt before line {line} of an opening: {error}") from error
-        line += chance.randrange(1, 2 * step)
+        line += chance.randrange(1, max(2, 2 * step))
 
 
 def test_an_interrupt_before_any_line_of_an_opening_leaves_nothing_held(child: Start, memory: Path, seed: int) -> None:
-    assert child(interrupt_openings_at_lines, memory / "events.wal", seed, 40).result() > 1000
+    assert child(interrupt_openings_at_lines, memory / "events.wal", seed, SOURCE, 40).result() > 1000
+
+
+def test_an_interrupt_before_each_line_of_a_new_or_closing_writer_leaves_nothing_held(
+    child: Start, memory: Path, seed: int
+) -> None:
+    part = os.path.join(SOURCE, "write", "")
+    assert child(interrupt_openings_at_lines, memory / "events.wal", seed, part, 1).result() > 100
 
 
 PART = {"normal": 8_000, "full": 3_000, "buffered": 6_000, "openings": 400}  # at most so many in one child

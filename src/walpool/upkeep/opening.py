@@ -50,7 +50,7 @@ POISON = "a sync failed"
 TRANSIENT_S = 2.0  # how long a slot that is held while a block must be rebuilt may belong to one that is just opening
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class OpenLog:
     """A log's files as one writer holds them open."""
 

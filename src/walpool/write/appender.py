@@ -7,6 +7,7 @@ is beyond the published tail until the last store publishes it, so a process kil
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
+from weakref import proxy
 
 from crc32c import crc32c
 
@@ -84,7 +85,7 @@ class Appender:
     _plain: Callable[[bytes, int, int], int]  # `append` while it is not timed
 
     def __init__(self, log: OpenLog, options: WriterOptions, row: SlotRow | None) -> None:
-        self._log = log
+        self._log: OpenLog = proxy(log)  # our own methods keep us in a cycle: with the log in it, its slot stayed held
         self._row = row
         self._counts = None if row is None or row.shared else row.words
         self._batches, self._bytes, self._more = (
