@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import Channel, Start, run_threads
 from walpool import IOFailed, LogFull, LogNotFound, UnsafeLog, WALError
+from walpool.system import files
 from walpool.system.calls import calls
 from walpool.system.files import CREATE, READ, WRITE, Directory, cut_back, typed_error, write_rest
 from walpool.system.paths import create_directory, is_directory, split, sync_path_to
@@ -246,6 +247,25 @@ def test_a_directory_is_told_from_a_file_and_from_nothing(tmp_path: Path) -> Non
     for missing in ("missing", "file/below"):
         with pytest.raises(LogNotFound):
             is_directory(tmp_path / missing)
+
+
+def test_an_opening_that_is_interrupted_does_not_close_another_threads_file(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner was made and is freed again before anybody has it; then another thread opens a file."""
+    others: list[int] = []
+
+    def made_and_freed(fd: int) -> None:
+        real(fd)
+        others.append(os.open(os.devnull, os.O_RDONLY))
+        assert others == [fd], "it has the same number"
+        raise KeyboardInterrupt
+
+    real = files._Owner
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "_Owner", made_and_freed)
+        directory.open("new", CREATE)
+    os.close(others[0])  # it is still open
 
 
 def test_a_path_is_split_into_directory_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

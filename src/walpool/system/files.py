@@ -119,7 +119,9 @@ class File:
             calls.fdatasync(self.fd)
 
     def owned(self) -> "File":
-        self._owner = _Owner(self.fd)
+        fd, self.fd = self.fd, -1  # an interrupt may free the owner before we have it, and then it is closed already
+        self._owner = _Owner(fd)
+        self.fd = fd
         return self
 
     def close(self) -> None:
