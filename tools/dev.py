@@ -74,7 +74,7 @@ def bench(args: Sequence[str]) -> NoReturn:
 
 
 def prove(args: Sequence[str]) -> NoReturn:
-    set_up("dev", "monitor", "prometheus")
+    set_up("dev", "monitor", "prometheus", "fuzz")
     become([PYTHON, ROOT / "tools" / "prove.py", *args])
 
 
