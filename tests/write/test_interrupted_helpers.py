@@ -81,3 +81,27 @@ def test_no_coordinator_outlives_its_writer_though_its_start_was_interrupted(
     assert begun
     assert isinstance(lsn, int)
     assert [thread for thread in threading.enumerate() if thread.name == "walpool-coordinator"] == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"sync_mode": SyncMode.NONE}, {"sync_interval_s": 60.0}, {"size_limit": 400}], ids=str
+)
+def test_an_interrupt_in_the_start_of_a_helper_reaches_the_caller_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """The library gives up a lock to wait, is interrupted, and gives it up again: a RuntimeError of its own."""
+
+    def start(thread: threading.Thread) -> None:
+        real(thread)
+        try:
+            raise Interrupt
+        finally:
+            threading.Lock().release()
+
+    real = threading.Thread.start
+    with WALWriter(tmp_path / "log", **options) as writer:
+        with monkeypatch.context() as patch, pytest.raises(Interrupt):
+            patch.setattr(threading.Thread, "start", start)
+            for _ in range(10):
+                writer.put(b"key", bytes(100))
+        assert writer.sync() == writer.metrics.snapshot().next_lsn - 1

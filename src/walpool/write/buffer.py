@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from walpool.errors import WALError
 from walpool.shared.slot_rows import BUFFERED, SlotRow
+from walpool.system.threads import start
 
 log = logging.getLogger("walpool")
 
@@ -73,7 +74,7 @@ class Buffer:
     def _linger(self) -> None:
         timer = threading.Timer(self._linger_s, self._lingered)
         timer.daemon = True  # at interpreter exit the writer's atexit hook appends what is left
-        timer.start()
+        start(timer)
         self._timer = timer  # only now: one that an interrupt kept from starting would keep others from being made
 
     def _lingered(self) -> None:

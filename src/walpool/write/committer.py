@@ -31,6 +31,7 @@ from walpool.shared.slot_rows import DOING, IDLE, SYNC, SYNC_WAITS, SYNCING, SYN
 from walpool.system.calls import calls
 from walpool.system.files import File
 from walpool.system.locks import LOCK_UN, try_lock
+from walpool.system.threads import start
 from walpool.upkeep.opening import OpenLog
 
 log = logging.getLogger("walpool")
@@ -195,7 +196,7 @@ class Committer:
             return  # it waits already, and will cover this too
         timer = threading.Timer(seconds, self._sync_published, (and_then,))
         timer.daemon = True
-        timer.start()
+        start(timer)
         self._timer = timer
 
     def _sync_published(self, and_then: Callable[[], None]) -> None:

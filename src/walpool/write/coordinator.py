@@ -16,6 +16,7 @@ from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
 from walpool.shared.slots import MAX_SLOTS
 from walpool.system.locks import ByteLocks, Maintenance
+from walpool.system.threads import start
 from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import prepare, trim
 from walpool.upkeep.retention import prune
@@ -45,7 +46,7 @@ class Coordinator:
             self._again = True
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="walpool-coordinator", daemon=True)
-                thread.start()
+                start(thread)
                 self._thread = thread
 
     def _run(self) -> None:
