@@ -105,3 +105,20 @@ def test_an_interrupt_in_the_start_of_a_helper_reaches_the_caller_as_it_is(
             for _ in range(10):
                 writer.put(b"key", bytes(100))
         assert writer.sync() == writer.metrics.snapshot().next_lsn - 1
+
+
+def test_a_helper_that_cannot_be_started_says_so_though_its_caller_is_handling_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error that is being handled is the context of the new one, as an interrupt would be."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with WALWriter(tmp_path / "log", SyncMode.NONE) as writer:
+        try:
+            raise KeyError("the caller's own")
+        except KeyError:
+            with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't start"):
+                patch.setattr(threading.Thread, "start", start)
+                writer.put(b"key", b"value")
