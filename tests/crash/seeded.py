@@ -211,6 +211,13 @@ BUGS = [
         "tests/crash/test_interrupts.py -k no_interrupt",
     ),
     Bug(
+        "an interrupted opening keeps its slot",
+        "write/appender.py",
+        "proxy(log)",
+        "log",
+        "tests/crash/test_interrupts.py -k each_line",
+    ),
+    Bug(
         "the lock is not freed when an append fails",
         "write/appender.py",
         "            finally:\n                self._unlock(self._lock_fd, LOCK_UN)\n            counts",
