@@ -32,7 +32,15 @@ class LogNotFound(WALError, FileNotFoundError):
 
 
 class LogBusy(WALError, TimeoutError):
-    """`lock_timeout` passed before the lock was free. Nothing was appended."""
+    """Another process, another thread, or an unfinished call of this very thread had what was waited for.
+
+    `lsns` is empty when nothing was appended: try again. Otherwise these entries are in the log and not known to be
+    durable: call `sync()`, do not append them again.
+    """
+
+    def __init__(self, reason: str, lsns: range = range(0)) -> None:
+        super().__init__(reason)
+        self.lsns = lsns
 
 
 class EntryTooLarge(WALError, ValueError):
@@ -75,6 +83,10 @@ class UnsafeLog(WALError):
         super().__init__(f"{os.fspath(path)}: {reason}")
         self.path = os.fspath(path)
         self.reason = reason
+
+
+class LogReplaced(UnsafeLog):
+    """What is open is no longer what the path leads to: the log was moved, removed, or made anew. Open it again."""
 
 
 class CorruptLog(WALError, ValueError):
