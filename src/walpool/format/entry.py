@@ -84,11 +84,11 @@ def _timestamp(timestamp: int | None) -> int:
     if timestamp is None:
         return time_ns()
     if type(timestamp) is not int or timestamp not in _TIMESTAMPS:
-        raise _bad_timestamp(timestamp)
+        raise bad_timestamp(timestamp)
     return timestamp
 
 
-def _bad_timestamp(timestamp: object) -> Exception:
+def bad_timestamp(timestamp: object) -> Exception:
     if isinstance(timestamp, int) and not isinstance(timestamp, bool):
         return ValueError(f"timestamp {timestamp} does not fit an unsigned 64-bit number")
     return TypeError(f"timestamp must be an int, not {type(timestamp).__name__}")
@@ -122,7 +122,7 @@ def encode_one(operation_bits: int, key: object, value: object, timestamp: int) 
     try:
         return ENTRY.pack(operation_bits | key_bytes, value_bytes, timestamp) + key + value
     except struct.error:
-        raise _bad_timestamp(timestamp) from None
+        raise bad_timestamp(timestamp) from None
 
 
 def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
@@ -148,10 +148,10 @@ def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
                 value = as_bytes("value", value)
             key_bytes = len(key)
             value_bytes = len(value)
+            if key_bytes > MAX_KEY_BYTES or value_bytes > MAX_VALUE_BYTES:  # each: the largest may be within limits
+                check_sizes(key_bytes, value_bytes)
             size = key_bytes + value_bytes
             if size > largest:
-                if key_bytes > MAX_KEY_BYTES or value_bytes > MAX_VALUE_BYTES:
-                    check_sizes(key_bytes, value_bytes)
                 largest = size
             if operation is put:  # identity: arithmetic with an IntEnum takes 0.1 us
                 bits = key_bytes | PUT_BITS
@@ -165,7 +165,7 @@ def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
             add(key)
             add(value)
     except struct.error:
-        raise _bad_timestamp(timestamp) from None
+        raise bad_timestamp(timestamp) from None
     except (TypeError, ValueError) as error:
         if isinstance(error, ValueError) and "values to unpack" not in str(error):
             raise
