@@ -35,6 +35,23 @@ class Retention:
     max_segments: int | None = None  # of the whole log, the active one included
     max_pinned_bytes: int = 1 << 30  # beyond this size of the log, readers' pins keep nothing
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.checkpointed, bool):
+            raise TypeError(f"checkpointed must be a bool, not {type(self.checkpointed).__name__}")
+        for name, least in (("max_bytes", 0), ("max_segments", 0), ("max_pinned_bytes", 0)):
+            value = getattr(self, name)
+            if value is None and name != "max_pinned_bytes":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        if self.max_age is not None:
+            if not isinstance(self.max_age, (int, float)) or isinstance(self.max_age, bool):
+                raise TypeError(f"max_age must be a number of seconds, not {type(self.max_age).__name__}")
+            if not 0 <= self.max_age < float("inf"):
+                raise ValueError(f"max_age must be a number of seconds from 0, not {self.max_age}")
+
 
 @dataclass(frozen=True, slots=True)
 class WriterOptions:
@@ -50,5 +67,6 @@ class WriterOptions:
     buffer_bytes: int = 256 * 1024  # SyncMode.NONE: appended when this many bytes are buffered,
     linger_s: float = 0.05  # or this long after the first of them
     retention: Retention | None = None
-    sync_interval_s: float | None = None  # SyncMode.NORMAL: an append is durable after at most this long and a sync
+    sync_interval_s: float | None = None  # SyncMode.NORMAL: an append is durable after twice this and two syncs at most
     allow_network_fs: bool = False  # open it even where locks and shared memory do not hold between machines
+    allow_other_files: bool = False  # make a log in a directory that holds other files

@@ -134,7 +134,7 @@ def test_the_screen_shows_positions_and_writers(log: Path, writers: list[WALWrit
         writers[1].put(b"key", b"value")
         with pytest.raises(ValueError):
             writers[2].put(b"key", bytes(11 << 20))
-        writers[2]._row.failed("full", "no room \x1b[31m")  # type: ignore[union-attr]
+        writers[2]._handle.session.row.failed("full", "no room \x1b[31m")  # type: ignore[union-attr]
         app.look()
         assert "LSN      6, durable 6 (0 behind)" in text_of(app, "#left")
         assert "p50" in text_of(app, "#right") and "longer" in text_of(app, "#right")

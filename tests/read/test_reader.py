@@ -484,7 +484,7 @@ def test_a_log_without_entries_is_empty(tmp_path: Path) -> None:
 def test_what_a_buffering_writer_has_not_appended_is_not_read(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with WALWriter(log, SyncMode.NONE, linger_s=600) as writer, WALReader(log) as reader:
-        assert writer.put(b"key", b"value", 1) is None
+        assert writer.put(b"key", b"value", 1) == 0
         assert reader.read_entry() is None
         writer.sync()
         assert reader.read_entry() == WALEntry(Operation.PUT, b"key", b"value", 1, 1)

@@ -285,10 +285,10 @@ def test_waits_that_another_thread_counted_first_are_no_error(log: Path) -> None
 
     with WALWriter(log) as writer:
         writer.put(b"key", b"value")
-        writer._appender._waits_ns = Emptied()
+        writer._appender.waits._waited_ns = Emptied()
         writer._appender.chores = True
         assert writer.put(b"key", b"value") == 2
-        writer._appender._waits_ns = []
+        writer._appender.waits._waited_ns = []
 
 
 def test_a_full_disk_costs_the_metrics_and_no_append(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ def test_a_full_disk_costs_the_metrics_and_no_append(log: Path, monkeypatch: pyt
     monkeypatch.setattr(calls, "pwrite", no_room)
     with WALWriter(log) as writer:
         assert writer.put(b"key", b"value") == 1
-        assert writer._row is None
+        assert writer._handle.session.row is None
 
 
 def test_threads_lose_no_count(log: Path) -> None:
@@ -341,7 +341,7 @@ def test_rates_are_differences(log: Path) -> None:
 
 def test_a_long_name_and_error_are_cut(log: Path) -> None:
     with WALWriter(log, name="ä" * 100) as writer:
-        row = writer._row
+        row = writer._handle.session.row
         assert isinstance(row, SlotRow)
         row.failed("other", "ü" * 500)
         (found,) = look(log).writers

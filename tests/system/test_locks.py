@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from tests.support import Channel, Start, run_threads, until, waits_for_flock
 from walpool import IOFailed, LogBusy, UnsafeLog
 from walpool.system.calls import calls
 from walpool.system.files import CREATE, WRITE, Directory, File
-from walpool.system.locks import LOCK_EX, ByteLocks, Maintenance, mutex, try_lock, unlock, waiter
+from walpool.system.locks import LOCK_EX, ByteLocks, Maintenance, ProcessLock, mutex, try_lock, unlock
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_wait_without_timeout_ends_when_the_lock_is_free(files: list[File]) ->
     assert try_lock(one.fd)
 
     def wait() -> None:
-        waiter(None, "lock")(other.fd, LOCK_EX)
+        ProcessLock(other).take(other.fd, LOCK_EX)
         order.append("locked")
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -75,10 +76,10 @@ def test_a_wait_without_timeout_ends_when_the_lock_is_free(files: list[File]) ->
 def test_a_wait_with_a_timeout_ends_with_busy(files: list[File], timeout: float) -> None:
     one, other, _ = files
     assert try_lock(one.fd)
-    with pytest.raises(LogBusy, match="/some/lock"):
-        waiter(timeout, "/some/lock")(other.fd, LOCK_EX)
+    with pytest.raises(LogBusy, match=re.escape(other.path)):
+        ProcessLock(other, timeout).take(other.fd, LOCK_EX)
     unlock(one.fd)
-    waiter(timeout, "/some/lock")(other.fd, LOCK_EX)
+    ProcessLock(other, timeout).take(other.fd, LOCK_EX)
     assert not try_lock(one.fd)
 
 
@@ -152,7 +153,7 @@ def test_a_killed_holder_frees_everything_at_once(child: Start, files: list[File
 def wait_in_the_kernel(channel: Channel, place: Path) -> bool:
     directory = Directory(place)
     file = directory.open("lock", WRITE)
-    waiter(None, "lock")(file.fd, LOCK_EX)
+    ProcessLock(file).take(file.fd, LOCK_EX)
     return True
 
 

@@ -20,6 +20,7 @@ from walpool import (
     LogClosed,
     LogFull,
     LogNotFound,
+    LogReplaced,
     LSNUnavailable,
     SyncFailed,
     UnsafeLog,
@@ -40,6 +41,7 @@ EXAMPLES: list[WALError] = [
     LSNUnavailable(3, 17),
     UnsupportedVersion("2.0"),
     UnsafeLog("/a/b", "refused: a symbolic link"),
+    LogReplaced("/a/b", "another directory is there"),
     CorruptLog(Path("/a/b"), 64, 12, "the checksum does not match"),
 ]
 KINDS = {

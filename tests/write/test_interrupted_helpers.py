@@ -1,32 +1,34 @@
 """What an interrupt does to the threads that a writer starts: nothing that the next call does not mend."""
 
+import fcntl
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from walpool import SyncMode, WALReader, WALWriter
+from walpool import LogBusy, SyncMode, WALReader, WALWriter
 
 
 class Interrupt(BaseException):
     """Like KeyboardInterrupt, no `except Exception` stops it."""
 
 
-def interrupt_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool) -> None:
-    """Make the next call of `owner.name` raise, before or after it does its work."""
-    real = getattr(owner, name)
-    calls: list[None] = []
+def interrupt_start(monkeypatch: pytest.MonkeyPatch, name: str, *, after: bool) -> None:
+    """Make the next start of a thread of that name raise, before or after it does its work."""
+    real = threading.Thread.start
+    begun: list[None] = []
 
-    def once(*args: Any, **options: Any) -> Any:
-        calls.append(None)
-        if len(calls) > 1:
-            return real(*args, **options)
+    def start(thread: threading.Thread) -> None:
+        if thread.name != name or begun:
+            real(thread)
+            return
+        begun.append(None)
         if after:
-            real(*args, **options)
+            real(thread)
         raise Interrupt
 
-    monkeypatch.setattr(owner, name, once)
+    monkeypatch.setattr(threading.Thread, "start", start)
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -34,7 +36,7 @@ def test_an_interrupt_does_not_end_the_promise_of_the_sync_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
     with WALWriter(tmp_path / "log", sync_interval_s=0.01) as writer:
-        interrupt_once(monkeypatch, threading.Timer, "start", after=after)
+        interrupt_start(monkeypatch, "walpool-interval", after=after)
         with pytest.raises(Interrupt):
             writer.put(b"in doubt", b"")
         last = writer.put(b"key", b"value")
@@ -44,17 +46,17 @@ def test_an_interrupt_does_not_end_the_promise_of_the_sync_interval(
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_an_interrupt_does_not_leave_buffered_entries_without_a_timer(
+def test_an_interrupt_neither_buffers_its_entry_nor_leaves_others_without_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
     with WALWriter(tmp_path / "log", SyncMode.NONE, linger_s=0.01) as writer:
-        interrupt_once(monkeypatch, threading.Timer, "start", after=after)
+        interrupt_start(monkeypatch, "walpool-linger", after=after)
         with pytest.raises(Interrupt):
-            writer.put(b"in doubt", b"")
+            writer.put(b"raised", b"")
         writer.put(b"key", b"value")
         with WALReader(tmp_path / "log") as reader:
-            following = reader.follow(timeout=5)
-            assert b"key" in [next(following).key, next(following).key]
+            assert next(reader.follow(timeout=5)).key == b"key"
+    assert [entry.key for entry in WALReader(tmp_path / "log")] == [b"key"]
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -107,18 +109,40 @@ def test_an_interrupt_in_the_start_of_a_helper_reaches_the_caller_as_it_is(
         assert writer.sync() == writer.metrics.snapshot().next_lsn - 1
 
 
-def test_a_helper_that_cannot_be_started_says_so_though_its_caller_is_handling_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("handling", [False, True])
+def test_an_entry_is_appended_at_once_when_no_thread_can_be_started_to_do_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handling: bool
 ) -> None:
-    """The error that is being handled is the context of the new one, as an interrupt would be."""
+    """Also while an error is handled: it is the context of the new one, as an interrupt would be."""
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    monkeypatch.setattr(threading.Thread, "start", start)
     with WALWriter(tmp_path / "log", SyncMode.NONE) as writer:
         try:
-            raise KeyError("the caller's own")
+            if handling:
+                raise KeyError("the caller's own")
+            writer.put(b"key", b"value")
         except KeyError:
-            with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't start"):
-                patch.setattr(threading.Thread, "start", start)
-                writer.put(b"key", b"value")
+            writer.put(b"key", b"value")
+        assert [entry.key for entry in WALReader(tmp_path / "log")] == [b"key"]
+
+
+def test_an_entry_that_can_neither_linger_nor_be_appended_raises_and_is_in_the_log_once_when_it_is_put_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    log = tmp_path / "log"
+    with WALWriter(log, SyncMode.NONE, lock_timeout=0.01) as writer, (log / "append.lock").open("r+b") as lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for _ in range(3):
+                with pytest.raises(LogBusy):
+                    writer.put(b"key", b"value")
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        writer.put(b"key", b"value")
+    assert [entry.key for entry in WALReader(log)] == [b"key"]

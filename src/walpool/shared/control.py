@@ -19,7 +19,7 @@ Layout, in 64-bit words of the machine's byte order. One writer per word; `store
       24  durable LSN     sync           everything at or below it is on disk
       25  syncs           sync           how many syncs leaders made
       26  sync time       sync           ns they took together
-      27  leading         sync           1 while a leader is at work (a killed one leaves it; the lock decides)
+      27  leading         sync           slot + 1 of the leader at work (a killed one leaves it; the lock decides)
       28  last sync       sync           ns the last one took: how long it is worth not looking
       29  expected        sync           batches it covered or that came meanwhile: how many the next leader waits for
       30  synced batches  sync           of the log's batches, how many are durable
@@ -41,6 +41,7 @@ from walpool.errors import WALError
 from walpool.format.names import APPEND_LOCK, CONTROL, MAX_LSN, SLOTS_LOCK, SYNC_LOCK
 from walpool.system import processes
 from walpool.system.files import CREATE, READ, WRITE, Directory, File
+from walpool.system.forks import reopen_after_fork
 from walpool.system.shared_words import WORD, SharedWords, allocate
 
 MAGIC = int.from_bytes(b"WALPCTRL", "big")
@@ -93,6 +94,7 @@ class Control:
         self.words = shared.words
         self.bytes = shared.bytes
         self.halves = shared.bytes.cast("I")
+        reopen_after_fork(self)
 
     @classmethod
     def attach(cls, directory: Directory, *, writable: bool) -> "Control":
@@ -169,8 +171,12 @@ class Control:
         return self.words[DURABLE]
 
     def close(self) -> None:
-        """Close the file; the mapping goes with the last view of it."""
+        """Close the file and unmap it: whoever still looks at a word gets ValueError. Also in a forked child."""
         self.file.close()
+        for view in (self.words, self.halves, self.bytes):
+            view.release()
+
+    after_fork = close
 
 
 def _identity_crc(block: memoryview | bytes) -> int:

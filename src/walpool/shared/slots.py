@@ -6,7 +6,7 @@ Holds: the kernel frees the byte at the moment its holder dies; process ids are 
 from collections.abc import Iterator
 
 from walpool.errors import UnsafeLog
-from walpool.shared.control import COMMIT, SLOT_PIDS, SLOT_ROWS, Control
+from walpool.shared.control import COMMIT, LEADING, SLOT_PIDS, SLOT_ROWS, Control
 from walpool.system import processes
 from walpool.system.files import File
 from walpool.system.locks import ByteLocks
@@ -34,6 +34,11 @@ def alive(file: File) -> Iterator[int]:
     return ByteLocks(file).held_by_others(MAX_SLOTS)
 
 
+def any_alive(file: File) -> bool:
+    """Whether there is such a slot: slot 0 is one, too."""
+    return next(alive(file), None) is not None
+
+
 def pid_of(control: Control, slot: int) -> int:
     """The process id that slot's writer stated, 0 when unknown."""
     return control.words[SLOT_PIDS + slot] if slot < SLOT_ROWS else 0
@@ -46,3 +51,12 @@ def appending(control: Control) -> str:
         return ""
     pid = pid_of(control, slot)
     return f"; slot {slot}, process {pid} {processes.describe(pid)}".rstrip() + ", is in the middle of an append"
+
+
+def leading(control: Control) -> str:
+    """The same of whoever waits for a sync: which writer leads one."""
+    slot = control.words[LEADING] - 1
+    if slot < 0:
+        return ""
+    pid = pid_of(control, slot)
+    return f"; slot {slot}, process {pid} {processes.describe(pid)}".rstrip() + ", is at it"

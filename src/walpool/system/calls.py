@@ -17,6 +17,7 @@ from typing import Any
 class Calls:
     def __init__(self) -> None:
         self.open = os.open
+        self.dup = os.dup
         self.close = os.close
         self.fstat = os.fstat
         self.stat = os.stat
@@ -28,6 +29,7 @@ class Calls:
         self.link = os.link
         self.chmod = os.chmod
         self.fchmod = os.fchmod
+        self.fchown = os.fchown
         self.ftruncate = os.ftruncate
         self.pwrite = os.pwrite
         self.pread = os.pread
@@ -39,6 +41,7 @@ class Calls:
         self.fcntl = fcntl.fcntl
         self.time_ns = time.time_ns
         self.monotonic = time.monotonic
+        self.monotonic_ns = time.monotonic_ns
         self.sleep = time.sleep
         self.getpid = os.getpid
 

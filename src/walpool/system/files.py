@@ -13,6 +13,7 @@ from types import TracebackType
 
 from walpool.errors import IOFailed, LogFull, LogNotFound, UnsafeLog, WALError
 from walpool.system.calls import calls
+from walpool.system.forks import reopen_after_fork
 
 _SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 READ = os.O_RDONLY
@@ -57,6 +58,9 @@ def typed_error(error: OSError, path: str) -> Exception:
     return IOFailed(error.errno, f"{path}: {what}; nothing was appended")
 
 
+_others: list[io.FileIO] = []  # kept, so that they never close what is not ours
+
+
 class _Owner(io.FileIO):
     """Closes its descriptor when it is freed, and does not complain that nobody did before."""
 
@@ -76,6 +80,30 @@ class File:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        reopen_after_fork(self)
+
+    def after_fork(self) -> None:
+        self.close()
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Device and inode of what was opened."""
+        return self.stat.st_dev, self.stat.st_ino
+
+    def was_closed(self) -> bool:
+        """Whether other code has closed our descriptor. Its number may be a file's of its own: then we let go of it."""
+        try:
+            found = calls.fstat(self.fd)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                return True
+            raise typed_error(error, self.path) from error
+        if (found.st_dev, found.st_ino) == self.place:
+            return False
+        if self._owner is not None:
+            _others.append(self._owner)
+        self._owner, self.fd = None, -1
+        return True
 
     def size(self) -> int:
         try:
@@ -125,10 +153,11 @@ class File:
         return self
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
         if self._owner is None:
+            fd, self.fd = self.fd, -1
             close_descriptor(fd)
             return
+        self.fd = -1
         try:
             self._owner.close()
         except OSError:
@@ -178,12 +207,29 @@ class Directory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises LogNotFound when nothing is there, UnsafeLog when it is not a directory or a symlink."""
         self.path = os.path.abspath(os.fspath(path))
+        reopen_after_fork(self)
         try:
             with typed_errors(self.path):
                 self.fd = calls.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 self.stat = calls.fstat(self.fd)
         except FileNotFoundError:
             raise LogNotFound(self.path, "no such log") from None
+
+    def replaced(self) -> str | None:
+        """What the path leads to by now, when that is not this directory; None while it is, or nobody lets us look."""
+        try:
+            found = calls.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return "nothing is there any more"
+        except NotADirectoryError:
+            return "another kind of file is on the way to it"
+        except PermissionError:
+            return None  # rights that were given up after the opening are no finding
+        except OSError as error:
+            raise typed_error(error, self.path) from error
+        if (found.st_dev, found.st_ino) == (self.stat.st_dev, self.stat.st_ino):
+            return None
+        return "another directory is there" if stat.S_ISDIR(found.st_mode) else "something else is there"
 
     def join(self, name: str) -> str:
         return f"{self.path}/{name}"
@@ -295,6 +341,9 @@ class Directory:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         close_descriptor(fd)
+
+    def after_fork(self) -> None:
+        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -5,10 +5,11 @@ the append lock; whoever rebuilds holds maintenance and append and sees no slot 
 a living writer, and N processes that open at the same instant end with one block.
 """
 
+import os
 from dataclasses import dataclass
 from functools import partial
 
-from walpool.errors import CorruptLog, UnsafeLog, WALError
+from walpool.errors import CorruptLog, LogReplaced, UnsafeLog, WALError
 from walpool.format.frame import FRAME_BYTES, Frame, read_frame
 from walpool.format.names import (
     APPEND_LOCK,
@@ -42,7 +43,7 @@ from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
 from walpool.system.files import WRITE, Directory, File, typed_error
 from walpool.system.filesystems import check_local
-from walpool.system.locks import LOCK_EX, Maintenance, unlock, waiter
+from walpool.system.locks import Maintenance, ProcessLock
 from walpool.system.paths import create_directory
 from walpool.upkeep.recovery import RecoveryReport, recover
 
@@ -56,31 +57,58 @@ class OpenLog:
 
     directory: Directory
     control: Control
-    append_lock: File
-    sync_lock: File
+    append_lock: ProcessLock
+    sync_lock: ProcessLock
     slots_lock: File
     slot: int
     segment: Segment  # the active one, when the log was opened
     report: RecoveryReport | None = None
 
-    def replaced(self) -> str | None:
-        """The first file of ours whose name leads elsewhere by now, or None."""
-        for file, name in (
-            (self.append_lock, APPEND_LOCK),
-            (self.control.file, CONTROL),
-            (self.sync_lock, SYNC_LOCK),
-            (self.slots_lock, SLOTS_LOCK),
-        ):
-            if self.directory.identity(name) != (file.stat.st_dev, file.stat.st_ino):
-                return name
-        return None
+    def check_names(self, active: File | None, tail: int) -> None:
+        """Raises LogReplaced or UnsafeLog unless names and descriptors lead to what was opened: `tail` bytes of it."""
+        self.check_path()
+        files = [
+            (APPEND_LOCK, self.append_lock.file),
+            (CONTROL, self.control.file),
+            (SYNC_LOCK, self.sync_lock.file),
+            (SLOTS_LOCK, self.slots_lock),
+        ]
+        if active is not None:
+            files.append((os.path.basename(active.path), active))
+        for name, file in files:
+            if self.directory.identity(name) != file.place:
+                raise UnsafeLog(
+                    file.path,
+                    f"the file was removed or replaced while the log was open; nothing was appended; {_AGAIN}",
+                )
+            if file.was_closed():
+                raise UnsafeLog(
+                    file.path, f"other code of this process closed its descriptor; nothing was appended; {_AGAIN}"
+                )
+        if active is not None and active.size() < tail:
+            raise UnsafeLog(
+                active.path, f"the file was cut below its {tail} bytes in use; nothing was appended; {_AGAIN}"
+            )
+
+    def check_path(self) -> None:
+        """Raises LogReplaced unless the path leads to our directory."""
+        why = self.directory.replaced()
+        if why is not None:
+            raise LogReplaced(
+                self.directory.path,
+                f"the log was moved, removed or made anew while it was open: {why}; what this process has open is no"
+                f" longer the log at this path; {_AGAIN}",
+            )
 
     def close(self) -> None:
         """Close everything; the kernel frees the slot. Unlocks nothing, so it is right in a forked child too."""
         self.control.close()
-        for file in (self.append_lock, self.sync_lock, self.slots_lock, self.segment.file):
+        for file in (self.append_lock.file, self.sync_lock.file, self.slots_lock, self.segment.file):
             file.close()
         self.directory.close()
+
+
+_AGAIN = "close every writer of this log and open it again"
 
 
 def open_log(path: str, options: WriterOptions) -> OpenLog:
@@ -126,17 +154,11 @@ def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
             files.append(directory.open(name, WRITE))
             if files[-1].stat.st_ino != control.lock_inode(name):
                 raise ControlUnusable(f"{name} was replaced")
-        append_lock, sync_lock, slots_lock = files
+        append_file, sync_file, slots_lock = files
+        append_lock = ProcessLock(append_file, options.lock_timeout, partial(slots.appending, control))
         slot = slots.Slot(slots_lock, control)
-        try:
-            lock = waiter(options.lock_timeout, append_lock.path, partial(slots.appending, control))
-            lock(append_lock.fd, LOCK_EX)
-            if directory.identity(CONTROL) != (control.file.stat.st_dev, control.file.stat.st_ino):
-                raise ControlUnusable("the control block was replaced")
-            segment = _believe(directory, control, slots_lock)
-        finally:
-            unlock(append_lock.fd)
-        return OpenLog(directory, control, append_lock, sync_lock, slots_lock, slot.number, segment)
+        segment = append_lock.run(partial(_believe, directory, control, slots_lock))
+        return OpenLog(directory, control, append_lock, ProcessLock(sync_file), slots_lock, slot.number, segment)
     except (ControlUnusable, FileNotFoundError) as error:
         _close(control, files)  # first of all frees the slot: whoever rebuilds must see none held
         return str(error)
@@ -157,6 +179,8 @@ def _believe(directory: Directory, control: Control, slots_lock: File) -> Segmen
 
     Costs the same for every size of log: it looks at the last frame, the place behind it, and the names.
     """
+    if directory.identity(CONTROL) != control.file.place:
+        raise ControlUnusable("the control block was replaced")
     state = control.state()
     _believe_figures(state, control)
     try:
@@ -166,7 +190,7 @@ def _believe(directory: Directory, control: Control, slots_lock: File) -> Segmen
     except CorruptLog as error:
         raise ControlUnusable(f"the active segment's header: {error.reason}") from None
     try:
-        _believe_tail(segment, state, control, others=any(slots.alive(slots_lock)))
+        _believe_tail(segment, state, control, others=slots.any_alive(slots_lock))
         newest = list_segments(directory)[-1]
         if newest > state.segment:
             if newest != state.next_lsn or holds_frames(directory, newest):
@@ -273,30 +297,32 @@ def lock_mode(options: WriterOptions) -> int:
 
 def rebuild(directory: Directory, options: WriterOptions, reason: str, *, whole: bool = False) -> RecoveryReport:
     """Recover, unless a writer lives. Lock: maintenance."""
-    append_lock, sync_lock, slots_lock = (directory.open_or_create(name, lock_mode(options)) for name in LOCKS)
+    append_file, sync_file, slots_lock = (directory.open_or_create(name, lock_mode(options)) for name in LOCKS)
     directory.open_or_create(PINS_LOCK, options.mode).close()  # whoever may read may pin, up to the cap
-    lock = waiter(options.lock_timeout, append_lock.path)
+    append_lock = ProcessLock(append_file, options.lock_timeout)
     deadline = clock.monotonic() + TRANSIENT_S
+
+    def unless_alive() -> RecoveryReport | list[int]:
+        held = list(slots.alive(slots_lock))
+        if held:
+            return held
+        return recover(directory, options.recovery, reason, options.mode, _doubtful(directory), whole=whole)
+
     try:
         while True:
-            try:
-                lock(append_lock.fd, LOCK_EX)
-                held = list(slots.alive(slots_lock))
-                if not held:
-                    doubtful_lsn = _doubtful(directory)
-                    return recover(directory, options.recovery, reason, options.mode, doubtful_lsn, whole=whole)
-            finally:
-                unlock(append_lock.fd)
+            found = append_lock.run(unless_alive)
+            if isinstance(found, RecoveryReport):
+                return found
             if reason == POISON:
                 raise sync_failed(directory.path, 0, (_doubtful(directory) or 1) - 1)
             if clock.monotonic() > deadline:
                 raise UnsafeLog(
                     directory.path,
-                    f"{reason}, but the writers in slots {', '.join(map(str, held))} still have the log open: somebody"
+                    f"{reason}, but the writers in slots {', '.join(map(str, found))} still have the log open: somebody"
                     " removed or replaced files of a live log, or two sandboxes see different boot ids; close those"
                     " writers and open again",
                 )
             clock.sleep(0.01)
     finally:
-        for file in (append_lock, sync_lock, slots_lock):
+        for file in (append_file, sync_file, slots_lock):
             file.close()

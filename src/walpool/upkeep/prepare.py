@@ -6,8 +6,6 @@ Holds: what is being prepared has a temporary name, and becomes PREPARED under o
 takes it under another.
 """
 
-import logging
-
 from walpool.errors import WALError
 from walpool.format.frame import Frame
 from walpool.format.header import HEADER_BYTES, WALHeader
@@ -16,8 +14,6 @@ from walpool.read.scan import FrameWindow
 from walpool.read.seek import seek
 from walpool.shared.catalog import CHUNK_BYTES, Segment, file_holds_frames, is_zero, open_segment
 from walpool.system.files import CREATE, WRITE, Directory, File
-
-log = logging.getLogger("walpool")
 
 _PREPARING = f"{PREPARED}.tmp"
 _ZEROS = bytes(CHUNK_BYTES)
@@ -43,19 +39,23 @@ def write_ahead(file: File, end: int, ahead: int, size_limit: int) -> int:
     return max(end, size)
 
 
-def prepare(directory: Directory, size: int, file_mode: int) -> None:
-    """Have a prepared segment. Lock: the coordinator's role. Without room there is none, and appends go on."""
+def prepare(directory: Directory, size: int, file_mode: int) -> OSError | None:
+    """Have a prepared segment. Without room there is none, and appends go on: the answer says why, for the log.
+
+    Lock: the coordinator's role.
+    """
     if directory.identity(PREPARED) is not None:
-        return
+        return None
     directory.unlink(_PREPARING)  # of a coordinator that was killed
     file = directory.open(_PREPARING, CREATE, file_mode)
     try:
         write_zeros(file, 0, size)
         file.sync()
         directory.rename(_PREPARING, PREPARED)
+        return None
     except OSError as error:
         directory.unlink(_PREPARING)
-        log.warning("%s: the next segment could not be prepared: %s", directory.path, error)
+        return error
     finally:
         file.close()
 
@@ -72,6 +72,7 @@ def take_prepared(directory: Directory, header: WALHeader, size_limit: int) -> S
         if fits and not file_holds_frames(file):
             file.write(header.encode(), 0)
             directory.rename(PREPARED, name)
+            file.path = directory.join(name)
             return Segment(file, header)
     except BaseException:
         file.close()

@@ -6,9 +6,9 @@ a kill in the middle leaves a directory that recovers to the same end.
 Lock: `recover` runs with maintenance and append held, and no writer alive; `survey` needs no lock and touches nothing.
 """
 
-import logging
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 
 from walpool.errors import CorruptLog, SyncFailed, WALError
 from walpool.format.header import HEADER_BYTES, WALHeader
@@ -24,8 +24,6 @@ from walpool.system.files import CREATE, Directory
 from walpool.system.paths import sync_path_to
 from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place, undo_half_moves
 from walpool.upkeep.rewrite import rewrite
-
-log = logging.getLogger("walpool")
 
 
 class Decision(Enum):
@@ -81,6 +79,27 @@ class RecoveryReport:
     intact_behind: int = 0  # intact entries behind the cut, kept as evidence
     skipped: tuple[Place, ...] = ()  # SALVAGE: the damaged ranges
     quarantined: tuple[str, ...] = ()  # segments moved aside
+    checkpoint: int | None = None  # the one that the log does not reach, and that was taken back
+
+    def told(self, path: str) -> list[str]:
+        """What a person should hear of it, a line each."""
+        lines = []
+        if self.checkpoint is not None:
+            lines.append(
+                f"{path}: the checkpoint was LSN {self.checkpoint} and the log ends at LSN {self.next_lsn - 1}: so does"
+                " the checkpoint now"
+            )
+        if self.cut is not None:
+            lines.append(
+                f"{path}: recovered; the log ends at LSN {self.next_lsn - 1} because of {self.cut.reason} at offset"
+                f" {self.cut.offset} of {self.cut.path}; {self.intact_behind} intact entries lie behind it and are kept"
+                " as evidence"
+            )
+        lines += [
+            f"{place.path}: skipped damage at offset {place.offset}, LSN {place.lsn}: {place.reason}"
+            for place in self.skipped
+        ]
+        return lines
 
 
 @dataclass(slots=True)
@@ -187,7 +206,7 @@ def _recover(
     for scan in found.scans:
         if scan.first_lsn < found.next_lsn:
             _sync_segment(directory, scan.first_lsn)
-    _take_back_checkpoint(directory, found, file_mode)
+    taken_back = _take_back_checkpoint(directory, found, file_mode)
     quarantined = _quarantine(directory, found)
     active = _start_segment(directory, found, quarantined, file_mode)
     kept = [first for first in found.segments if first < active.header.first_lsn]
@@ -197,7 +216,7 @@ def _recover(
         marker=active.header.marker,
         tail=active.header.entries_offset,
         next_lsn=active.header.first_lsn,
-        last_append_ns=found.last_append_ns,
+        last_append_ns=found.last_append_ns or _last_append_ns(directory, found),
         entries=active.header.first_lsn - 1,
         batches=min(
             totals.batches + sum(scan.batches for scan in found.scans if scan.first_lsn >= totals.next_lsn),
@@ -210,7 +229,7 @@ def _recover(
     active.file.close()
     create_control(directory, state, found.next_lsn - 1, totals, file_mode)
     lift(directory)
-    report = RecoveryReport(
+    return RecoveryReport(
         reason=reason,
         mode=mode,
         segments=len(kept) + 1,
@@ -223,9 +242,23 @@ def _recover(
         intact_behind=found.intact_behind,
         skipped=tuple(found.skipped),
         quarantined=tuple(quarantined),
+        checkpoint=taken_back,
     )
-    _tell(directory, report)
-    return report
+
+
+def _last_append_ns(directory: Directory, found: Survey) -> int:
+    """`appended_at` of the last frame before those that were scanned: the next must not be less."""
+    window = FrameWindow(1 << 18)
+    scanned = found.scans[0].first_lsn if found.scans else 1
+    earlier = [first for first in found.segments if first < scanned]
+    for first_lsn, next_lsn in reversed(list(pairwise([*earlier, scanned]))):
+        try:
+            last_ns = scan_segment(directory, first_lsn, next_lsn, window).last_append_ns
+        except FileNotFoundError:
+            continue
+        if last_ns:
+            return last_ns
+    return 0
 
 
 def _sync_segment(directory: Directory, first_lsn: int) -> None:
@@ -236,7 +269,7 @@ def _sync_segment(directory: Directory, first_lsn: int) -> None:
         file.close()
 
 
-def _take_back_checkpoint(directory: Directory, found: Survey, file_mode: int) -> None:
+def _take_back_checkpoint(directory: Directory, found: Survey, file_mode: int) -> int | None:
     """One that the log does not reach: it would cover entries that are appended later, and retention remove them.
 
     A power cut leaves none. A backup may hold a younger checkpoint than segments, and a repair may cut below it.
@@ -244,11 +277,11 @@ def _take_back_checkpoint(directory: Directory, found: Survey, file_mode: int) -
     try:
         stated = read_checkpoint(directory)
     except CorruptLog:
-        return  # it covers nothing, and whoever goes by it is told
-    if stated >= found.next_lsn:
-        write_checkpoint(directory, found.next_lsn - 1, file_mode)
-        log.warning("%s: the checkpoint was LSN %d and the log ends at LSN %d: so does the checkpoint now",
-                    directory.path, stated, found.next_lsn - 1)  # fmt: skip
+        return None  # it covers nothing, and whoever goes by it is told
+    if stated < found.next_lsn:
+        return None
+    write_checkpoint(directory, found.next_lsn - 1, file_mode)
+    return stated
 
 
 def _quarantine(directory: Directory, found: Survey) -> list[str]:
@@ -298,15 +331,3 @@ def _start_segment(directory: Directory, found: Survey, quarantined: list[str], 
     if aside is not None:
         quarantined.append(aside)
     return Segment(file, header)
-
-
-def _tell(directory: Directory, report: RecoveryReport) -> None:
-    if report.cut is not None:
-        log.warning(
-            "%s: recovered; the log ends at LSN %d because of %s at offset %d of %s; %d intact entries lie behind it"
-            " and are kept as evidence",
-            directory.path, report.next_lsn - 1, report.cut.reason, report.cut.offset, report.cut.path,
-            report.intact_behind,
-        )  # fmt: skip
-    for place in report.skipped:
-        log.warning("%s: skipped damage at offset %d, LSN %d: %s", place.path, place.offset, place.lsn, place.reason)

@@ -2,10 +2,12 @@
 
 Holds: nothing about the tail is cached; the state is read after the append lock is taken, every time. What is written
 is beyond the published tail until the last store publishes it, so a process killed anywhere leaves the log as it was.
+Both locks are free once nobody is inside, whatever exception arrives at whatever bytecode: see system/locks.py, whose
+`ProcessLock.run` `_append` repeats line by line. A child that a signal handler forks in the middle of an append finds
+the views of the shared block released, the descriptors closed, and what would use one of them replaced.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, NoReturn
 from weakref import proxy
 
@@ -37,30 +39,24 @@ from walpool.shared.slot_rows import (
     BATCH,
     BATCHES,
     BYTES,
-    DOING,
-    IDLE,
     LAST_APPEND_NS,
     MORE_ENTRIES,
     ROTATIONS,
-    SINCE_NS,
-    WAITING,
     SlotRow,
     bucket_word,
 )
-from walpool.shared.slots import appending
 from walpool.system.calls import calls
 from walpool.system.files import cut_back, typed_error, write_rest
-from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock, mutex, waiter
+from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock, itself, leave
 from walpool.upkeep.opening import OpenLog
 from walpool.upkeep.prepare import write_ahead
 from walpool.write.rotation import check_fits, rotate
+from walpool.write.waits import Waits
 
 CHECK_NS = 100_000_000  # names of our files are compared with their inodes at least this often,
 CHECK_LSNS = 1_000  # or after so many entries of whichever process
-WAITS_TOGETHER = 64  # waits for the lock that are counted at once, or whatever there is when names are compared
 CONTENDED_FOR = 64  # appends for which a lock that was taken is waited for at once: to try first costs 2 us;
 TIMED_WAITS = 8  # of those, one in so many is timed: with all of them 4 writers on 2 cores made 6 per cent less
-LOCK_NS = 5_000  # a lock that took no longer was free
 AHEAD_BYTES = 1 << 20  # FULL: how far zeros are written ahead of the tail
 
 _pack_prefix = FRAME_PREFIX.pack
@@ -94,12 +90,18 @@ class Appender:
         self.append = self._plain = self._append if row is None or not row.shared else self._append_sharing
         self._size_limit = options.size_limit
         self._file_mode = options.mode
-        self._mutex = mutex(options.lock_timeout)
+        self._lock = log.append_lock
+        self._mutex = log.append_lock.mutex
+        self.is_ours = log.append_lock.is_ours  # this thread is in the middle of an append
         self._try_lock: Flock = calls.flock
-        self._lock = waiter(options.lock_timeout, log.append_lock.path, partial(appending, log.control))
+        self._take: Flock = log.append_lock.take
         self._unlock: Flock = calls.flock
         self._lock_fd = log.append_lock.fd
+        self.waits = Waits(log.append_lock, row)
         self._pwrite = calls.pwrite
+        self._write_rest: Callable[..., None] = write_rest
+        self._cut_back: Callable[..., None] = cut_back
+        self._wait_for_lock: Callable[[int], None] = self._wait_and_tell
         self._time_ns = calls.time_ns
         self._words = log.control.words
         self._block = log.control.bytes
@@ -108,16 +110,17 @@ class Appender:
         self._slot = log.slot
         self._intent = (log.slot << INTENT_SLOT_BITS) + 1
         self._active = _active(log.segment)
-        self._next_check_lsn = self._next_check_ns = 0
+        self._next_check_lsn = self._checked_ns = self._next_check_ns = 0
         self._contended = 0  # for how many appends more
-        self._waits_ns: list[int] = []  # for the append lock, not counted yet
         self._ahead = AHEAD_BYTES if options.sync_mode is SyncMode.FULL else 0
         self._ready_to = 0  # a frame that ends past here, in the active segment, has to look for room first
         self.last_body: bytes | None = None  # the last that was published, so that an interrupted caller can tell
         self._half_full = 0  # the last segment that we saw half full
+        self._forked = False  # this is a child, and the log was its parent's
         self.wanted = False  # the coordinator has something to do
         self.rotations = 0  # since the writer last did its chores
-        self.chores = options.sync_interval_s is not None  # one flag for all that an append seldom leaves to do
+        self._interval = options.sync_interval_s is not None
+        self.chores = self._interval  # one flag for all that an append seldom leaves to do
 
     def _append(self, body: bytes, count: int, largest: int) -> int:
         """Append one frame and return its first LSN. `largest`: encoded bytes of its largest entry.
@@ -129,81 +132,95 @@ class Appender:
         frame_bytes = FRAME_BYTES + body_bytes
         if frame_bytes > self._size_limit - HEADER_BYTES:
             check_fits(frame_bytes, self._size_limit)
+        if self.is_ours():
+            raise itself(self._lock.file.path)
         words = self._words
-        marker = self._active.marker
-        next_lsn: int
-        body_crc = crc32c(body, marker)  # before the lock: nobody waits for it
-        with self._mutex:
-            try:
-                if self._contended:  # inside the try: a signal handler that raises must find the finally
-                    self._contended -= 1
-                    if self._contended % TIMED_WAITS:
-                        self._lock(self._lock_fd, LOCK_EX)
-                    else:
-                        self._wait_for_lock(TIMED_WAITS)
-                else:
-                    try:
-                        self._try_lock(self._lock_fd, TRY_EX)  # so that only who has to wait reads a clock for it
-                    except BlockingIOError:
-                        self._contended = CONTENDED_FOR
-                        self._wait_for_lock(1)
-                if words[STOP]:
-                    self._attend()
-                commit = words[COMMIT]
-                (first, sequence, now_marker, tail, next_lsn, last_ns, entries, batches, total_bytes, max_entry,
-                 _) = self._load(self._block, COPIES[commit & 1])  # fmt: skip
-                active = self._active
-                now = self._time_ns()
-                if next_lsn >= self._next_check_lsn or now >= self._next_check_ns:
-                    self._check_names(next_lsn, now)
-                end = tail + frame_bytes
-                if end > self._ready_to or first != active.first_lsn or now_marker != marker:
-                    state = self._make_room(frame_bytes, self._log.control.state())
-                    active = self._active
-                    first, sequence, marker, tail = (
-                        state.segment, state.sequence, state.marker, state.tail
-                    )  # fmt: skip
-                    end = tail + frame_bytes
-                    body_crc = crc32c(body, marker)
-                    commit = words[COMMIT]
-                if now < last_ns:
-                    now = last_ns  # the clock was set back; appended_at never is
-                rest = _pack_rest(body_bytes, count, next_lsn, now, words[DURABLE], body_bytes, 0, self._slot)
-                frame = _pack_prefix(marker, crc32c(rest, body_crc)) + rest + body
-                words[INTENT] = commit + self._intent
+        next_lsn = 0
+        try:
+            marker = self._active.marker
+            body_crc = crc32c(body, marker)  # before the lock: nobody waits for it
+            with self._mutex:
                 try:
-                    written = self._pwrite(active.fd, frame, tail)
-                    if written != frame_bytes:
-                        write_rest(active.fd, frame, tail, written)
-                except OSError as error:
-                    cut_back(active.fd, tail)
-                    self._ready_to = 0
-                    raise typed_error(error, active.segment.file.path) from error
-                self._fill(
-                    self._block, COPIES[~commit & 1], first, sequence, marker, end, next_lsn + count,
-                    now, entries + count, batches + 1, total_bytes + frame_bytes,
-                    largest if largest > max_entry else max_entry, tail,
-                )  # fmt: skip
-                words[COMMIT] = commit + 1  # last: this one store publishes all of it
-                self.last_body = body  # no signal handler runs between these two stores
-            finally:
-                self._unlock(self._lock_fd, LOCK_UN)
-            counts = self._counts
-            if counts is not None:
-                counts[BATCHES] = self._batches = self._batches + 1  # `counts[BATCHES] += 1` takes twice as long
-                counts[BYTES] = self._bytes = self._bytes + frame_bytes
-                if count > 1:
-                    counts[MORE_ENTRIES] = self._more = self._more + count - 1
-                    counts[bucket_word(BATCH, count)] += 1
+                    try:
+                        if self._contended:  # inside the try: a signal handler that raises must find the finally
+                            self._contended -= 1
+                            if self._contended % TIMED_WAITS:
+                                self._take(self._lock_fd, LOCK_EX)
+                            else:
+                                self._wait_for_lock(TIMED_WAITS)
+                        else:
+                            try:
+                                self._try_lock(self._lock_fd, TRY_EX)  # so that only who has to wait reads a clock
+                            except BlockingIOError:
+                                self._contended = CONTENDED_FOR
+                            if self._contended:  # not in the `except`: it would be the context of what ends the wait
+                                self._wait_for_lock(1)
+                        if words[STOP]:
+                            self._attend()
+                        commit = words[COMMIT]
+                        (first, sequence, now_marker, tail, next_lsn, last_ns, entries, batches, total_bytes,
+                         max_entry, _) = self._load(self._block, COPIES[commit & 1])  # fmt: skip
+                        active = self._active
+                        now = self._time_ns()
+                        if next_lsn >= self._next_check_lsn or not self._checked_ns <= now < self._next_check_ns:
+                            self._check_names(now)
+                        end = tail + frame_bytes
+                        if end > self._ready_to or first != active.first_lsn or now_marker != marker:
+                            state = self._make_room(frame_bytes, self._log.control.state())
+                            active = self._active
+                            first, sequence, marker, tail = (
+                                state.segment, state.sequence, state.marker, state.tail
+                            )  # fmt: skip
+                            end = tail + frame_bytes
+                            body_crc = crc32c(body, marker)
+                            commit = words[COMMIT]
+                        if now < last_ns:
+                            now = last_ns  # the clock was set back; appended_at never is
+                        rest = _pack_rest(body_bytes, count, next_lsn, now, words[DURABLE], body_bytes, 0, self._slot)
+                        frame = _pack_prefix(marker, crc32c(rest, body_crc)) + rest + body
+                        words[INTENT] = commit + self._intent
+                        try:
+                            written = self._pwrite(active.fd, frame, tail)
+                            if written != frame_bytes:
+                                self._write_rest(active.fd, frame, tail, written)
+                        except OSError as error:
+                            self._cut_back(active.fd, tail)
+                            self._ready_to = 0
+                            raise typed_error(error, active.segment.file.path) from error
+                        self._fill(
+                            self._block, COPIES[~commit & 1], first, sequence, marker, end, next_lsn + count,
+                            now, entries + count, batches + 1, total_bytes + frame_bytes,
+                            largest if largest > max_entry else max_entry, tail,
+                        )  # fmt: skip
+                        words[COMMIT] = commit + 1  # last: this one store publishes all of it
+                        self.last_body = body  # no signal handler runs between these two stores
+                    finally:
+                        self._unlock(self._lock_fd, LOCK_UN)
+                except BaseException:
+                    self._lock.free()
+                    raise
+                counts = self._counts
+                if counts is not None:
+                    counts[BATCHES] = self._batches = self._batches + 1  # `counts[BATCHES] += 1` takes twice as long
+                    counts[BYTES] = self._bytes = self._bytes + frame_bytes
+                    if count > 1:
+                        counts[MORE_ENTRIES] = self._more = self._more + count - 1
+                        counts[bucket_word(BATCH, count)] += 1
+        except BaseException:
+            leave(self._mutex)
+            if not self._forked:
+                raise
+            if self.last_body is not body:
+                raise Retired("the append is the parent's of this process, which appends for itself") from None
         return next_lsn
 
     def _timed_append(self, body: bytes, count: int, largest: int) -> int:
         """Takes the place of `append` for one call, now and then: a clock around each would cost 2 per cent."""
         self.append = self._plain
-        began = self._time_ns()
+        began = calls.monotonic_ns()
         first_lsn = self._plain(body, count, largest)
         assert self._row is not None
-        self._row.record_ns(APPEND, self._time_ns() - began)
+        self._row.record_ns(APPEND, calls.monotonic_ns() - began)
         return first_lsn
 
     def _append_sharing(self, body: bytes, count: int, largest: int) -> int:
@@ -217,42 +234,22 @@ class Appender:
             self._row.add(bucket_word(BATCH, count))
         return first_lsn
 
-    def count_waits(self) -> None:
-        """Outside the lock, with the other chores."""
-        if self._row is not None:
-            self._row.count_waits(self._waits_ns)
-
-    def _wait_for_lock(self, weight: int) -> None:
-        """Wait, say so, and count it `weight` times."""
-        if self._row is None:
-            self._lock(self._lock_fd, LOCK_EX)
-            return
-        words = self._row.words
-        began = words[SINCE_NS] = self._time_ns()
-        words[DOING] = WAITING
-        try:
-            self._lock(self._lock_fd, LOCK_EX)
-        finally:
-            words[DOING] = IDLE
-        waited_ns = self._time_ns() - began
-        if waited_ns > LOCK_NS:
-            self._waits_ns += [waited_ns] * weight
-            self.chores = self.chores or len(self._waits_ns) >= WAITS_TOGETHER
+    def _wait_and_tell(self, weight: int) -> None:
+        if self.waits.wait(weight):
+            self.chores = True
 
     def rotate(self) -> bool:
         """Seal the active segment now; False when nothing is in it."""
-        with self._mutex:
-            try:
-                self._lock(self._lock_fd, LOCK_EX)
-                if self._words[STOP]:
-                    self._attend()
-                state = self._log.control.state()
-                if state.next_lsn == state.segment:
-                    return False
-                self._start_next(state)
-                return True
-            finally:
-                self._unlock(self._lock_fd, LOCK_UN)
+        return self._lock.run(self._rotate)
+
+    def _rotate(self) -> bool:
+        if self._words[STOP]:
+            self._attend()
+        state = self._log.control.state()
+        if state.next_lsn == state.segment:
+            return False
+        self._start_next(state)
+        return True
 
     def ask_for_chores(self) -> None:
         """Have the next append do them."""
@@ -275,7 +272,7 @@ class Appender:
         return state
 
     def _start_next(self, state: LogState) -> LogState:
-        self._check_names(state.next_lsn, self._time_ns())  # never start a segment beside another writer's
+        self._check_names(self._time_ns())  # never start a segment beside another writer's
         self._log.control.halves[ROTATING] = 1  # before the name appears: a killed rotation has to be finished first
         segment, state = rotate(self._log.directory, self._log.control, state, self._size_limit, self._file_mode)
         self._log.control.halves[ROTATING] = 0
@@ -291,25 +288,22 @@ class Appender:
         self._active = _active(segment)
         old.segment.file.close()
 
-    def _check_names(self, next_lsn: int, now: int) -> None:
-        """Refuse to append when our lock or control file is no longer the one that others open."""
-        name = self._log.replaced()
-        if name is not None:
-            raise UnsafeLog(
-                self._log.directory.join(name),
-                "the file was removed or replaced while the log was open; nothing was appended; "
-                "close every writer of this log and open it again",
-            )
+    def _check_names(self, now: int) -> None:
+        """Refuse to append when what we have open is no longer what others open by its name. Lock: append."""
         state = self._log.control.state()
+        active = self._active
+        known = (state.segment, state.marker) == (active.first_lsn, active.marker)
+        self._log.check_names(active.segment.file if known else None, state.tail)
         if state.tail > self._size_limit // 2 and state.segment != self._half_full:
             self._half_full = state.segment
             self.wanted = self.chores = True  # the next segment should be prepared by now
         if self._row is not None:
             self._row.words[LAST_APPEND_NS] = now
             self.append = self._timed_append
-            self.chores = self.chores or bool(self._waits_ns)
-        self._next_check_lsn = next_lsn + CHECK_LSNS
-        self._next_check_ns = now + CHECK_NS
+            self.chores = self.chores or bool(self.waits)
+        self.chores = self.chores or self._interval
+        self._next_check_lsn = state.next_lsn + CHECK_LSNS
+        self._checked_ns, self._next_check_ns = now, now + CHECK_NS
 
     def _attend(self) -> None:
         """Something stands in the way of appends: finish the rotation that a killed process left, or refuse."""
@@ -327,18 +321,35 @@ class Appender:
 
     def close(self) -> None:
         """Once no thread of ours is in an append: a descriptor number may be another file's as soon as it is closed."""
-        with self._mutex:
+        assert not self.is_ours(), "who is in the middle of an append closes when it has ended"
+        try:
+            self._mutex.acquire()  # however long: who is inside gives up after the timeout
             if self._row is not None:
-                self.count_waits()
+                self.waits.count()
                 self._row.close()
             self.drop()
+        finally:
+            leave(self._mutex)
 
-    def drop(self) -> None:
-        """Close without waiting: for a forked child, where the thread that holds the mutex does not exist."""
-        self._try_lock = self._lock = _refuse_closed
+    def drop(self, *, forked: bool = False) -> None:
+        """Close without waiting: for a forked child, where the thread that holds the mutex does not exist.
+
+        Or is the one that forked, in a signal handler: then it comes back into `_append` after this.
+        """
+        self._forked = forked
         self.append = self._plain = _refuse_closed  # no method of ours: that would keep us and the mapping in a cycle
-        self._unlock = lambda fd, operation: None
+        self._try_lock = self._take = self._pwrite = self._write_rest = _refuse_closed
+        self._wait_for_lock = _refuse_closed
+        self._cut_back = self._unlock = _do_nothing
+        self._lock.drop()
+        self._counts = None
+        if self._row is not None:
+            self._row.words.release()
         self._active.segment.file.close()
+
+
+def _do_nothing(*_: Any) -> None:
+    pass
 
 
 def _refuse_closed(*_: Any) -> NoReturn:

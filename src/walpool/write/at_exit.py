@@ -1,12 +1,13 @@
-"""What happens to buffered entries when a process ends in order: they are appended."""
+"""What happens to buffered entries when a process ends in order: they are appended; and making a signal such an end."""
 
 import atexit
 import sys
 import warnings
-from typing import Protocol
+from collections.abc import Iterable
+from typing import NoReturn, Protocol
 from weakref import WeakSet
 
-from walpool.errors import WALError
+from walpool.system.signals import SIGTERM, on_signals
 
 
 class Closable(Protocol):
@@ -14,6 +15,7 @@ class Closable(Protocol):
 
 
 _buffering: "WeakSet[Closable]" = WeakSet()
+_unclosed: list[Closable] = []  # freed in the middle of an append on their log: their buffers wait for the end
 
 
 def close_at_exit(writer: Closable) -> None:
@@ -28,12 +30,40 @@ def forget(writer: Closable) -> None:
     _buffering.discard(writer)
 
 
+def keep(writer: Closable) -> None:
+    """For a writer that was freed at a moment at which it cannot append."""
+    _unclosed.append(writer)
+
+
 def _close_all() -> None:
-    for writer in list(_buffering):
+    """Every one of them, whatever another one raises; then say which could not."""
+    failed: list[str] = []
+    for writer in {*_buffering, *_unclosed}:
         try:
             writer.close()
-        except WALError as error:
-            warnings.warn(f"{writer!r} could not append its buffer at exit: {error}", RuntimeWarning, stacklevel=1)
+        except BaseException as error:
+            failed.append(f"{writer!r} could not append its buffer at exit: {error}")
+    for text in failed:
+        try:
+            warnings.warn(text, RuntimeWarning, stacklevel=1)
+        except RuntimeWarning as raised:  # python -W error
+            print(raised, file=sys.stderr)
 
 
 atexit.register(_close_all)
+
+
+def flush_at_signals(signals: Iterable[int] = (SIGTERM,)) -> None:
+    """Have these signals end the process in order, so that what SyncMode.NONE has buffered is appended.
+
+    Without this, SIGTERM, and every other signal whose default is to end the process, takes what is buffered with it:
+    so do `multiprocessing.Pool` as a context manager, which ends its workers by SIGTERM, and a container's stop. With
+    it the signal raises SystemExit(128 + its number) in the main thread: `finally` and `with` blocks run, writers are
+    closed, then the process ends. Call it in the main thread of each process that has such writers (in a pool: in its
+    initializer). SIGKILL and `os._exit` cannot be caught. Raises ValueError outside of the main thread.
+    """
+    on_signals(signals, _end)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -9,8 +9,9 @@ Lock: sync.lock, never waited for: who does not get it waits for the durable LSN
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
-from walpool.errors import LogClosed, SyncFailed, UnsafeLog, WALError
+from walpool.errors import LogBusy, LogClosed, LogReplaced, SyncFailed, UnsafeLog, WALError
 from walpool.format.names import segment_name
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import (
@@ -28,10 +29,10 @@ from walpool.shared.control import (
 )
 from walpool.shared.poison import poison, sync_failed
 from walpool.shared.slot_rows import DOING, IDLE, SYNC, SYNC_WAITS, SYNCING, SYNCS_LED, SlotRow
+from walpool.shared.slots import leading
 from walpool.system.calls import calls
 from walpool.system.files import File
-from walpool.system.locks import LOCK_UN, try_lock
-from walpool.system.threads import start
+from walpool.system.threads import Helpers
 from walpool.upkeep.opening import OpenLog
 
 log = logging.getLogger("walpool")
@@ -44,51 +45,69 @@ LONGEST_NS = 20_000_000  # a sync of many bytes says nothing about the next one
 
 
 class Committer:
-    def __init__(self, opened: OpenLog, row: SlotRow | None) -> None:
+    def __init__(self, opened: OpenLog, row: SlotRow | None, lock_timeout_s: float | None) -> None:
         self._log = opened
         self._row = row
         self._words = opened.control.words
-        self._mutex = threading.Lock()  # one leader among our threads
+        self._lock = opened.sync_lock
+        self._lock_timeout_s = lock_timeout_s
         self._synced: File | None = None  # the active segment, as the leader last synced it
         self._directory_synced = 0  # first LSN of the last segment whose name is known to be durable
         self._closed = False
-        self._timer: threading.Timer | None = None
+        self._promised = 0, 0.0  # LSN that is to be durable without anybody's waiting, and by when
+        self._again = False  # something was appended since the thread last synced
+        self._helpers = Helpers()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
 
-    def settle(self, lsn: int) -> int:
+    def settle(self, lsn: int, *, background: bool = False) -> int:
         """Return when everything up to `lsn` is on disk: the durable LSN then.
 
-        Raises SyncFailed: of a sync, which is final, or because none could be tried, which is not.
+        Raises SyncFailed: of a sync, which is final, or because none could be tried, which is not; LogBusy when another
+        process has been at it for longer than the lock timeout; LogReplaced when nobody can find what would be synced.
+        In the background it waits for as long as it takes, but ends with LogClosed as soon as `close` is called.
         """
         try:
-            return self._settle(lsn)
+            return self._settle(lsn, background)
         except (OSError, UnsafeLog) as error:
-            if isinstance(error, SyncFailed):
+            if isinstance(error, (SyncFailed, LogBusy, LogReplaced)):
                 raise
             raise SyncFailed(
                 getattr(error, "errno", None) or 5,
                 f"{error}; up to LSN {lsn} the log is appended and not known to be on disk; sync() tries again",
             ) from error
 
-    def _settle(self, lsn: int) -> int:
+    def _settle(self, lsn: int, background: bool) -> int:
         words, row = self._words, self._row
         if words[DURABLE] >= lsn:
             return words[DURABLE]
         if row is not None:
             row.doing(SYNCING)
         try:
-            return self._wait_or_lead(lsn)
+            return self._wait_or_lead(lsn, background)
         finally:
             if row is not None:
                 row.words[DOING] = IDLE
 
-    def _wait_or_lead(self, lsn: int) -> int:
+    def _wait_or_lead(self, lsn: int, background: bool) -> int:
         words, halves = self._words, self._log.control.halves
+        give_up = None
+        if self._lock_timeout_s is not None and not background:
+            give_up = calls.monotonic() + self._lock_timeout_s
         looks = 0
         while words[DURABLE] < lsn:
             if halves[STOPPED] == POISONED:
                 raise self._failed()
-            if (not words[LEADING] or looks % TRY_ANYWAY == TRY_ANYWAY - 1) and self._lead(lsn):
+            if background and self._closed:
+                raise LogClosed(f"{self._log.directory.path}: the writer was closed by another thread")
+            may_lead = not words[LEADING] or looks % TRY_ANYWAY == TRY_ANYWAY - 1
+            if may_lead and self._lock.try_run(partial(self._lead, lsn)):
                 continue
+            if give_up is not None and calls.monotonic() >= give_up:
+                raise LogBusy(
+                    f"{self._lock.file.path}: LSN {lsn} is not known to be on disk after {self._lock_timeout_s} s"
+                    f"{leading(self._log.control)}"
+                )
             calls.sleep(max(LOOK_AGAIN_S, 0 if looks else min(words[LAST_SYNC_NS], LONGEST_NS) * UNSEEN))
             looks += 1
         if looks and self._row is not None:
@@ -96,41 +115,30 @@ class Committer:
         return words[DURABLE]
 
     def _lead(self, lsn: int) -> bool:
-        """Sync what is published, if nobody else is at it."""
-        if self._mutex.locked():
-            return False
-        with self._mutex:
-            if self._closed:
-                raise LogClosed(f"{self._log.directory.path}: the writer was closed by another thread")
-            fd = self._log.sync_lock.fd
-            try:
-                if not try_lock(fd):
-                    return False
-                words = self._words
-                durable_lsn = words[DURABLE]
-                if durable_lsn >= lsn:
-                    return True
-                words[LEADING] = 1
-                self._gather()
-                state = self._log.control.state()  # noted before the sync begins
-                began = calls.monotonic()  # no wall clock: one that stands still would never end a wait
-                try:
-                    self._sync(durable_lsn, state)
-                finally:
-                    words[LEADING] = 0
-                words[DURABLE] = state.next_lsn - 1
-                took_ns = int((calls.monotonic() - began) * 1e9)
-                words[SYNCS] = words[SYNCS] + 1
-                words[SYNC_NS] = words[SYNC_NS] + took_ns
-                words[LAST_SYNC_NS] = min(took_ns, LONGEST_NS)
-                words[EXPECTED] = max(0, self._log.control.state().batches - words[SYNCED_BATCHES])
-                words[SYNCED_BATCHES] = state.batches
-                if self._row is not None:
-                    self._row.add(SYNCS_LED)
-                    self._row.record_ns(SYNC, took_ns)
-                return True
-            finally:
-                calls.flock(fd, LOCK_UN)
+        """Sync what is published. Lock: sync."""
+        words = self._words
+        durable_lsn = words[DURABLE]
+        if durable_lsn >= lsn:
+            return True
+        words[LEADING] = self._log.slot + 1
+        try:
+            self._gather()
+            state = self._log.control.state()  # noted before the sync begins
+            began = calls.monotonic()  # no wall clock: one that stands still would never end a wait
+            self._sync(durable_lsn, state)
+        finally:
+            words[LEADING] = 0
+        words[DURABLE] = state.next_lsn - 1
+        took_ns = int((calls.monotonic() - began) * 1e9)
+        words[SYNCS] = words[SYNCS] + 1
+        words[SYNC_NS] = words[SYNC_NS] + took_ns
+        words[LAST_SYNC_NS] = min(took_ns, LONGEST_NS)
+        words[EXPECTED] = max(0, self._log.control.state().batches - words[SYNCED_BATCHES])
+        words[SYNCED_BATCHES] = state.batches
+        if self._row is not None:
+            self._row.add(SYNCS_LED)
+            self._row.record_ns(SYNC, took_ns)
+        return True
 
     def _gather(self) -> None:
         """Wait a moment for the writers that the last sync let go: one sync for them and for those it left waiting.
@@ -146,12 +154,13 @@ class Committer:
     def _sync(self, durable_lsn: int, state: LogState) -> None:
         """Sync every segment with entries above `durable_lsn`, in order, and the directory if one is new.
 
-        An error of a sync poisons the log; one of opening a file does not: nothing was lost by it.
+        Then look that the names lead to what was synced: what nobody can open is not durable. An error of a sync
+        poisons the log; one of opening a file, or of that look, does not: nothing was lost by it.
         """
         directory = self._log.directory
         new = state.segment != self._directory_synced
-        if self._synced is None or new:
-            self._use(directory.open(segment_name(state.segment)))
+        if self._synced is None or self._synced_lsn != state.segment:
+            self._use(directory.open(segment_name(state.segment)), state.segment)
         assert self._synced is not None
         if state.segment > durable_lsn + 1:
             for first_lsn in self._sealed(durable_lsn, state):
@@ -161,12 +170,26 @@ class Committer:
                     continue  # removed by retention: nobody needs it durable
                 try:
                     self._or_poison(sealed.sync)
+                    self._check_name(first_lsn, sealed, sealed=True)
                 finally:
                     sealed.close()
         self._or_poison(self._synced.sync)
         if new:
             self._or_poison(directory.sync)
-            self._directory_synced = state.segment
+        self._check_name(state.segment, self._synced, sealed=False)
+        self._log.check_path()
+        self._directory_synced = state.segment
+
+    def _check_name(self, first_lsn: int, file: File, *, sealed: bool) -> None:
+        """Raises UnsafeLog unless a segment's name leads to the file that was synced."""
+        found = self._log.directory.identity(segment_name(first_lsn))
+        if found == file.place or (sealed and found is None):  # that one retention removed
+            return
+        raise LogReplaced(
+            file.path,
+            "the segment was removed or replaced while the log was open: what was appended to it is nowhere to be"
+            " found, and is not durable; close every writer of this log and open it again",
+        )
 
     def _sealed(self, durable_lsn: int, state: LogState) -> list[int]:
         """Sealed segments that may have entries above `durable_lsn`."""
@@ -182,37 +205,68 @@ class Committer:
             poison(self._log.directory, self._log.control, error.errno or 5)
             raise self._failed() from error
 
-    def _use(self, file: File) -> None:
-        old, self._synced = self._synced, file
+    _synced_lsn = 0  # first LSN of the segment that `_synced` is
+
+    def _use(self, file: File, first_lsn: int) -> None:
+        old, self._synced, self._synced_lsn = self._synced, file, first_lsn
         if old is not None:
             old.close()
 
     def _failed(self) -> SyncFailed:
         return sync_failed(self._log.directory.path, self._words[SYNC_ERRNO], self._words[DURABLE])
 
-    def sync_within(self, seconds: float, and_then: Callable[[], None]) -> None:
-        """Make what is published by then durable, `seconds` from now; then `and_then`, for the next append."""
-        if self._timer is not None:
-            return  # it waits already, and will cover this too
-        timer = threading.Timer(seconds, self._sync_published, (and_then,))
-        timer.daemon = True
-        start(timer)
-        self._timer = timer
+    # SyncMode.NORMAL with an interval
 
-    def _sync_published(self, and_then: Callable[[], None]) -> None:
-        self._timer = None
-        and_then()  # both first: an append that comes during the sync needs the next one
-        try:
-            self.settle(self._log.control.state().next_lsn - 1)
-        except LogClosed:
-            pass  # close() has settled what this timer was for
-        except (WALError, OSError) as error:
-            log.error("%s", error)  # the log is poisoned: the next append says so to its caller
+    def sync_within(self, seconds: float, and_then: Callable[[], None]) -> None:
+        """Make what this writer has appended durable, `seconds` from now; `and_then` asks for the next call.
+
+        When syncs take so long that something is not durable after twice the time, this waits for the disk itself: so
+        what is appended and not durable is bounded, however slow the disk is.
+        """
+        words = self._words
+        lsn, due = self._promised
+        if words[DURABLE] >= lsn:
+            self._promised = self._log.control.state().next_lsn - 1, calls.monotonic() + 2 * seconds
+        elif calls.monotonic() > due:
+            self.settle(lsn)
+        self._again = True  # before the look at the thread, which looks here after it has ended its turn
+        if self._thread is None and not self._closed:
+            thread = self._helpers.thread(self._sync_now_and_then, "walpool-interval", seconds, and_then)
+            self._thread = thread
+            try:
+                self._helpers.start(thread)
+            except BaseException:
+                self._thread = None
+                raise
+
+    def _sync_now_and_then(self, seconds: float, and_then: Callable[[], None]) -> None:
+        while self._again:
+            self._wake.wait(seconds)
+            if self._closed:
+                return
+            self._again = False
+            and_then()  # both first: an append that comes during the sync needs the next one
+            try:
+                self.settle(self._log.control.state().next_lsn - 1, background=True)
+            except LogClosed:
+                return  # close() has settled what this was for
+            except (WALError, OSError) as error:
+                log.error("%s", error)  # the log is poisoned: the next append says so to its caller
+            if not self._again:
+                self._thread = None  # and look once more: an append may have seen the thread a moment ago
+                if self._again:
+                    self._thread = threading.current_thread()
+
+    def stop(self) -> None:
+        """What waits in the background gives up."""
+        self._closed = True
+        self._wake.set()
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        with self._mutex:
-            self._closed = True
+        """When nobody is in a call any more."""
+        self.stop()
+        self._helpers.join()
+        with self._lock.mutex:
+            self._lock.drop()
             if self._synced is not None:
                 self._synced.close()

@@ -15,8 +15,8 @@ from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
 from walpool.shared.slots import MAX_SLOTS
-from walpool.system.locks import ByteLocks, Maintenance
-from walpool.system.threads import start
+from walpool.system.locks import ByteLocks, Maintenance, mutex
+from walpool.system.threads import Helpers
 from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import prepare, trim
 from walpool.upkeep.retention import prune
@@ -34,8 +34,9 @@ class Coordinator:
         self._log = opened
         self._options = options
         self._committer = committer
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._lock = mutex()
+        self._helpers = Helpers()
+        self._thread: threading.Thread | None = None  # that runs, or is about to be started
         self._again = self._closed = False
         self._trimmed_lsn = 0
         self._role = ByteLocks(opened.slots_lock)
@@ -44,40 +45,47 @@ class Coordinator:
         """There was a rotation, or the active segment is half full."""
         with self._lock:
             self._again = True
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="walpool-coordinator", daemon=True)
-                start(thread)
-                self._thread = thread
+            if self._thread is not None or self._closed:
+                return
+            self._thread = thread = self._helpers.thread(self._run, "walpool-coordinator")
+        try:
+            self._helpers.start(thread)
+        except BaseException:
+            self._thread = None  # one that was started all the same ends when it sees that
+            raise
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                if self._thread is None:
-                    self._thread = threading.current_thread()  # an interrupt kept wake() from saying so
                 if self._thread is not threading.current_thread():
-                    return  # two were started, one by an interrupted wake(): one is enough
+                    return
                 if self._closed or not self._again:
                     self._thread = None
                     return
                 self._again = False
+            said: object = None
             try:
                 if self._role.try_hold(ROLE):
                     try:
-                        self._coordinate()
+                        said = self._coordinate()
                     finally:
                         self._role.release(ROLE)
             except LogClosed:
                 pass
             except (WALError, OSError) as error:
                 log.error("%s", error)  # of a sync, the next append tells its caller too
+            if said is not None:
+                log.warning("%s: the next segment could not be prepared: %s", self._log.directory.path, said)
 
-    def _coordinate(self) -> None:
+    def _coordinate(self) -> OSError | None:
+        """Why there is no prepared segment, when there should be one."""
         options, directory = self._options, self._log.directory
+        no_room = None
         if options.size_limit >= PREPARE_FROM_BYTES:
-            prepare(directory, options.size_limit, options.mode)
+            no_room = prepare(directory, options.size_limit, options.mode)
         sealed_lsn = self._log.control.state().segment - 1
         if sealed_lsn > self._log.control.durable_lsn:
-            self._committer.settle(sealed_lsn)
+            self._committer.settle(sealed_lsn, background=True)
         self._trim(sealed_lsn + 1)
         if options.retention is not None:
             try:
@@ -85,6 +93,7 @@ class Coordinator:
                     prune(directory, self._log.control.state(), options.retention)
             except LogBusy:
                 pass  # somebody creates, recovers or prunes; the next rotation comes
+        return no_room
 
     def _trim(self, active_lsn: int) -> None:
         segments = [first for first in list_segments(self._log.directory) if first <= active_lsn]
@@ -96,9 +105,11 @@ class Coordinator:
                     pass  # pruned by hand meanwhile
                 self._trimmed_lsn = next_lsn
 
+    def stop(self) -> None:
+        """Do nothing more; a thread that has not come that far ends there."""
+        self._closed = True
+
     def close(self) -> None:
-        with self._lock:
-            self._closed = True  # a thread that has not come this far ends there
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+        """When nobody is in a call any more."""
+        self.stop()
+        self._helpers.join()

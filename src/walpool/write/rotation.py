@@ -6,28 +6,12 @@ Lock: everything here runs with the append lock held, and never waits for the di
 """
 
 from walpool.errors import BatchTooLarge
-from walpool.format.entry import ENTRY_BYTES
-from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES, WALHeader
-from walpool.options import MAX_SIZE_LIMIT
 from walpool.shared.catalog import Segment, create_segment
 from walpool.shared.control import Control, LogState
 from walpool.system import clock, processes
 from walpool.system.files import Directory, typed_errors
 from walpool.upkeep.prepare import take_prepared
-
-SMALLEST_LIMIT = HEADER_BYTES + FRAME_BYTES + ENTRY_BYTES
-
-
-def check_size_limit(size_limit: int) -> int:
-    if type(size_limit) is not int:
-        raise TypeError(f"size_limit must be an int of bytes, not {type(size_limit).__name__}")
-    if not SMALLEST_LIMIT <= size_limit <= MAX_SIZE_LIMIT:
-        raise ValueError(
-            f"size_limit {size_limit} is out of range: a segment takes {SMALLEST_LIMIT} (a header and the smallest"
-            f" frame) to {MAX_SIZE_LIMIT} bytes"
-        )
-    return size_limit
 
 
 def check_fits(frame_bytes: int, size_limit: int) -> None:
@@ -43,7 +27,7 @@ def rotate(
 ) -> tuple[Segment, LogState]:
     """Start the next segment and put it in force. The old one keeps its name and its descriptors."""
     header = WALHeader(
-        created_at=max(clock.time_ns(), state.last_append_ns),
+        created_at=clock.time_ns(),  # the wall clock's, which retention goes by, whatever appended_at has to be
         sequence=state.sequence + 1,
         first_lsn=state.next_lsn,
         durable_lsn=control.durable_lsn,

@@ -1,62 +1,58 @@
 """WALWriter: appends to a log that other threads and processes append to at the same time.
 
-Holds: a writer is a path and options, and, while open, what `open_log` gave; a forked child, an unpickled copy and a
-writer whose control block was replaced open it again on their next use.
+Holds: what is public and what it promises; how it is kept stands in handle.py, session.py and appender.py.
 """
 
-import logging
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from walpool.errors import LogClosed, WALError
-from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, encode_entries, encode_one
-from walpool.format.frame import FRAME_BYTES
-from walpool.format.header import HEADER_BYTES
+from walpool.errors import EntryTooLarge
+from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, bad_timestamp, encode_entries, encode_one
 from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
-from walpool.shared.counters import counters_of
 from walpool.shared.metrics import WALMetrics
-from walpool.shared.slot_rows import SlotRow, claim_row
 from walpool.system.calls import calls
-from walpool.system.files import typed_error, typed_errors
-from walpool.system.locks import Maintenance, reopen_after_fork
+from walpool.system.files import typed_errors
+from walpool.system.locks import Maintenance, held_by_this_thread
 from walpool.upkeep.checkpoint import state_checkpoint
-from walpool.upkeep.opening import OpenLog, lock_mode, open_log
+from walpool.upkeep.opening import lock_mode
 from walpool.upkeep.recovery import RecoveryReport
 from walpool.upkeep.retention import PruneReport, prune
-from walpool.write.appender import Appender, Retired
-from walpool.write.at_exit import close_at_exit, forget
+from walpool.write.appender import Appender
+from walpool.write.at_exit import keep
 from walpool.write.batch import Batch
-from walpool.write.buffer import Buffer
-from walpool.write.committer import Committer
-from walpool.write.coordinator import Coordinator
-from walpool.write.rotation import check_fits, check_size_limit
-
-log = logging.getLogger("walpool")
+from walpool.write.handle import Handle
+from walpool.write.session import Session
+from walpool.write.validate import check_options, check_path
 
 
 class WALWriter:
     """A log's directory, open for appending.
 
     `path` is made, with its parents, when it is not there. `size_limit` is the most bytes a segment takes, and applies
-    from the next rotation. `lock_timeout` (seconds) makes an append that waits longer raise LogBusy; such a writer
-    polls, and can lose to those that wait in the kernel. `mode` is that of the files. `recovery` says what to do about
-    damage when the log has to be recovered first. `name` is for people.
-    In SyncMode.NONE entries are appended when `buffer_bytes` are buffered, or `linger_s` after the first of them. With
-    `sync_interval_s` whatever this writer appended is on disk after so many seconds and a sync, as long as it lives.
+    from the next rotation. `lock_timeout` (seconds) bounds every wait for another process: LogBusy then, whose `lsns`
+    says whether something was appended; such a writer polls, and can lose to those that wait in the kernel. `mode` is
+    that of the files (0o660: for a group). `recovery` says what to do about damage when the log has to be recovered
+    first. `name` is for people.
+    In SyncMode.NONE entries are appended when `buffer_bytes` are buffered, `linger_s` after the first of them, at
+    `sync()`, `close()` and the end of the process in order. What ends it otherwise takes them with it: SIGKILL, SIGTERM
+    and every other signal that nobody handles (`flush_at_signals` makes SIGTERM an end in order), `os._exit`, with
+    which some pools end their workers, and leaving a `multiprocessing.Pool` used as a context manager.
+    With `sync_interval_s` whatever this writer appended is on disk after at most twice so many seconds and two syncs,
+    as long as it lives; on a disk that is slower an append waits for it.
     `retention` is applied in the background, by whichever process rotated. `allow_network_fs` opens a log on NFS, SMB,
     FUSE, ..., where writers on two machines overwrite each other's entries, and durable is what the server calls so.
+    `allow_other_files` makes a log in a directory that holds other files.
     One object may be shared by threads, used after a fork, and pickled to another process.
 
-    Raises UnsafeLog, LogBusy, LogFull, CorruptLog, UnsupportedVersion.
+    Raises TypeError and ValueError for options that cannot be; UnsafeLog (mend what it names), LogBusy (try again),
+    LogFull (make room), CorruptLog (see `walpool verify` and `walpool repair`), UnsupportedVersion (upgrade).
     """
 
-    _closed = True  # until it is open: __del__ runs for a half-made object too
-    _log: OpenLog | None = None
+    _handle: Handle
 
     def __init__(
         self,
@@ -74,13 +70,12 @@ class WALWriter:
         sync_interval_s: float | None = None,
         retention: Retention | None = None,
         allow_network_fs: bool = False,
+        allow_other_files: bool = False,
     ) -> None:
-        place = os.path.abspath(os.fspath(path))
-        if not isinstance(place, str):
-            raise TypeError("path must be str or os.PathLike[str]")
+        place = check_path(path)
         options = WriterOptions(
             sync_mode=SyncMode(sync_mode),
-            size_limit=check_size_limit(size_limit),
+            size_limit=size_limit,
             lock_timeout=lock_timeout,
             mode=mode,
             metrics=metrics,
@@ -91,260 +86,199 @@ class WALWriter:
             sync_interval_s=sync_interval_s,
             retention=retention,
             allow_network_fs=allow_network_fs,
+            allow_other_files=allow_other_files,
         )
-        self._prepare(place, options)
-        self._reopen()
+        self._prepare(place, check_options(options))
+        self._handle.open()
 
     def _prepare(self, path: str, options: WriterOptions) -> None:
-        self._path = path
-        self._options = options
-        self._closed = False
-        self._opening = threading.RLock()
+        self._handle = Handle(path, options, self)
         self._time_ns = calls.time_ns
-        self._one_by_one = options.sync_mode is SyncMode.NORMAL
-        self._report: RecoveryReport | None = None
-        self._counters = counters_of(path)
-        self._row: SlotRow | None = None
-        self._buffer: Buffer | None = self._new_buffer() if options.sync_mode is SyncMode.NONE else None
-        self._wait_durable = options.sync_mode is SyncMode.FULL
-        reopen_after_fork(self)
-
-    def _new_buffer(self) -> Buffer:
-        limit_bytes = min(self._options.buffer_bytes, self._options.size_limit - HEADER_BYTES - FRAME_BYTES)
-        return Buffer(self._append, lambda: self._log and self._appender.last_body, limit_bytes, self._options.linger_s)
-
-    def _reopen(self) -> Appender:
-        """Open the log, again if need be; the appender to use. Slow path: first use in this process."""
-        with self._opening:
-            if self._closed:
-                raise LogClosed(f"{self._path}: the writer is closed")
-            if self._log is None:
-                opened = open_log(self._path, self._options)
-                self._row = claim_row(opened.directory, opened.slot, self._options)
-                self._appender = Appender(opened, self._options, self._row)
-                self._committer = Committer(opened, self._row)
-                self._coordinator = Coordinator(opened, self._options, self._committer)
-                self._report = opened.report
-                self._log = opened
-                if self._buffer is not None:
-                    self._buffer.row = self._row
-                    close_at_exit(self)
-                self._counters.add(files_opened=1)
-            return self._appender
 
     @property
-    def _opened(self) -> OpenLog:
-        self._reopen()
-        assert self._log is not None
-        return self._log
+    def _appender(self) -> Appender:
+        return self._handle.open().appender
 
     # Appending
 
-    def append(self, entry: WALEntry) -> int | None:
-        """Append one entry and return its LSN (None in SyncMode.NONE, where it is not known yet)."""
-        body, _, largest = encode_entries((entry,))
-        return self._append_or_buffer(body, largest)
+    def append(self, entry: WALEntry) -> int:
+        """Append one entry and return its LSN; 0 in SyncMode.NONE: it is not known yet.
 
-    def put(self, key: Bytes, value: Bytes, timestamp: int | None = None) -> int | None:
-        """Append a put and return its LSN (None in SyncMode.NONE). `timestamp` defaults to ns since the epoch."""
-        body = encode_one(PUT_BITS, key, value, self._time_ns() if timestamp is None else timestamp)
-        if self._one_by_one and self._log is not None:
+        Raises EntryTooLarge and BatchTooLarge (split it), TypeError and ValueError, and nothing was appended; LogFull
+        and IOFailed (nothing was appended: try again when the cause is gone), LogBusy (see its `lsns`), SyncFailed
+        (close every writer and open again), LogReplaced and UnsafeLog (close, and find out who changed the files),
+        LogClosed.
+        """
+        body, _, largest = self._encode((entry,))
+        return self._handle.append_or_buffer(body, largest)
+
+    def put(self, key: Bytes, value: Bytes, timestamp: int | None = None) -> int:
+        """Append a put and return its LSN (0 in SyncMode.NONE). `timestamp` defaults to ns since the epoch.
+
+        Raises what `append` raises.
+        """
+        if timestamp is None:
+            timestamp = self._time_ns()
+        elif type(timestamp) is not int:
+            raise bad_timestamp(timestamp)
+        try:
+            body = encode_one(PUT_BITS, key, value, timestamp)
+        except EntryTooLarge as error:
+            raise self._handle.failed(error) from None
+        appender = self._handle.hot
+        if appender is not None:
             try:
-                lsn = self._appender.append(body, 1, len(body))  # what `_append` does, one call less: 0.1 us of a put
+                lsn = appender.append(body, 1, len(body))  # what `_append` does, one call less: 0.1 us of a put
             except BaseException as error:
-                return self._not_appended(error, body, 1, len(body))
-            if self._appender.chores:
-                self._do_chores()
+                return self._handle.not_appended(error, body, 1, len(body))
+            if appender.chores:
+                self._handle.do_chores()
             return lsn
-        return self._append_or_buffer(body, len(body))
+        return self._handle.append_or_buffer(body, len(body))
 
-    def delete(self, key: Bytes, timestamp: int | None = None) -> int | None:
-        """Append a delete and return its LSN (None in SyncMode.NONE)."""
-        body = encode_one(DELETE_BITS, key, b"", self._time_ns() if timestamp is None else timestamp)
-        return self._append_or_buffer(body, len(body))
+    def delete(self, key: Bytes, timestamp: int | None = None) -> int:
+        """Append a delete and return its LSN (0 in SyncMode.NONE). Raises what `append` raises."""
+        if timestamp is None:
+            timestamp = self._time_ns()
+        elif type(timestamp) is not int:
+            raise bad_timestamp(timestamp)
+        try:
+            body = encode_one(DELETE_BITS, key, b"", timestamp)
+        except EntryTooLarge as error:
+            raise self._handle.failed(error) from None
+        return self._handle.append_or_buffer(body, len(body))
 
     def append_batch(self, entries: Iterable[WALEntry]) -> range:
-        """Append all entries as one frame, or none; the range of their LSNs. In SyncMode.NONE too, at once."""
-        body, count, largest = encode_entries(entries)
+        """Append all entries as one frame, or none; the range of their LSNs. In SyncMode.NONE too, at once.
+
+        Raises what `append` raises.
+        """
+        body, count, largest = self._encode(entries)
         if not count:
-            self._reopen()
+            self._handle.open()
             return range(0)
-        append = self._append if self._buffer is None else self._buffer.append_after
-        first_lsn = append(body, count, largest)
-        if self._wait_durable:
-            self._committer.settle(first_lsn + count - 1)
+        if self._handle.buffer is not None:
+            self._handle.open()
+            first_lsn = self._handle.buffer.append_after(body, count, largest)
+        elif self._handle.options.sync_mode is SyncMode.FULL:
+            first_lsn = self._handle.append_durable(body, count, largest)
+        else:
+            first_lsn = self._handle.append(body, count, largest)
         return range(first_lsn, first_lsn + count)
 
     def batch(self) -> Batch:
         """A context manager that appends what is put into it as one batch, unless its block raises."""
         return Batch(self.append_batch)
 
-    def _append_or_buffer(self, body: bytes, largest: int) -> int | None:
-        if self._buffer is None:
-            lsn = self._append(body, 1, largest)
-            if self._wait_durable:
-                self._committer.settle(lsn)
-            return lsn
-        self._reopen()  # a closed writer says so now, not when the buffer is full
-        check_fits(FRAME_BYTES + len(body), self._options.size_limit)
-        self._buffer.add(body)
-        return None
-
-    def _append(self, body: bytes, count: int, largest: int) -> int:
+    def _encode(self, entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
         try:
-            appender = self._appender if self._log is not None else self._reopen()
-            first_lsn = appender.append(body, count, largest)
-        except BaseException as error:
-            return self._not_appended(error, body, count, largest)
-        if appender.chores:
-            self._do_chores()
-        return first_lsn
-
-    def _not_appended(self, error: BaseException, body: bytes, count: int, largest: int) -> int:
-        if isinstance(error, Retired):
-            self._let_go()
-            return self._append(body, count, largest)
-        if self._row is not None:
-            self._row.count_failure(error)
-        if isinstance(error, OSError):
-            raise typed_error(error, self._path) from error
-        raise error
-
-    def _do_chores(self) -> None:
-        """What an append now and then leaves to do, outside the lock. No error comes out: the append succeeded."""
-        appender = self._appender
-        appender.chores = False
-        try:
-            self._wake_helpers(appender)
-        except BaseException as error:
-            appender.wanted = appender.chores = True  # an interrupt, too, must not end what sync_interval_s promises
-            if not isinstance(error, (OSError, RuntimeError, WALError)):  # RuntimeError: no thread can be started
-                raise
-            log.warning("%s: %s; the next append tries again", self._path, error)
-
-    def _wake_helpers(self, appender: Appender) -> None:
-        appender.count_waits()
-        if appender.rotations:
-            self._counters.add(files_opened=appender.rotations)
-            appender.rotations = 0
-        if appender.wanted:
-            appender.wanted = False
-            self._coordinator.wake()
-        if self._options.sync_interval_s is not None:
-            self._committer.sync_within(self._options.sync_interval_s, appender.ask_for_chores)
+            return encode_entries(entries)
+        except EntryTooLarge as error:
+            raise self._handle.failed(error) from None
 
     def sync(self) -> int:
-        """Make everything that is in the log, and what this writer buffered, durable; the durable LSN."""
-        self._reopen()
-        if self._buffer is not None:
-            self._buffer.flush()
-        return self._committer.settle(self._opened.control.state().next_lsn - 1)
+        """Make everything that is in the log, and what this writer buffered, durable; the durable LSN.
+
+        Raises LogBusy when another process has been syncing for longer than the lock timeout (call it again),
+        SyncFailed (close every writer and open again to recover), LogReplaced, LogClosed.
+        """
+        self._handle.open()
+        if self._handle.buffer is not None:
+            self._handle.buffer.flush()
+        return self._handle.call(lambda session: session.committer.settle(session.log.control.state().next_lsn - 1))
 
     def rotate(self) -> None:
-        """Seal the active segment now and start the next; nothing to do when it is empty."""
-        if self._buffer is not None:
-            self._buffer.flush()
-        appender = self._reopen()
-        with typed_errors(self._path):
-            rotated = appender.rotate()
+        """Seal the active segment now and start the next; nothing to do when it is empty. Raises as `append` does."""
+        if self._handle.buffer is not None:
+            self._handle.buffer.flush()
+        with typed_errors(self._handle.path):
+            rotated = self._handle.call(lambda session: session.appender.rotate())
         if rotated:
-            self._do_chores()
+            self._handle.do_chores()
 
     def checkpoint(self, lsn: int) -> int:
         """State that nothing at or below `lsn` is needed any more; durable when this returns the LSN in force.
 
-        It never goes back: a lower `lsn` changes nothing. Raises ValueError for an LSN not appended, SyncFailed.
+        It never goes back: a lower `lsn` changes nothing. Raises ValueError for an LSN not appended, LogBusy (nothing
+        was stated: call it again), SyncFailed.
         """
-        return state_checkpoint(self._opened, lsn, self._options, self._committer.settle)
+        return self._handle.call(
+            lambda session: state_checkpoint(session.log, lsn, self._handle.options, session.committer.settle)
+        )
 
     def prune(self) -> PruneReport:
-        """Apply this writer's retention rules (without any: the checkpoint) now instead of in the background."""
-        log, options = self._opened, self._options
-        with Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
-            return prune(log.directory, log.control.state(), options.retention or Retention())
+        """Apply this writer's retention rules (without any: the checkpoint) now instead of in the background.
+
+        Raises LogBusy, SyncFailed for a log of which a sync failed: nothing is removed from it.
+        """
+        options = self._handle.options
+
+        def remove(session: Session) -> PruneReport:
+            log = session.log
+            with Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+                return prune(log.directory, log.control.state(), options.retention or Retention())
+
+        return self._handle.call(remove)
 
     @property
     def path(self) -> str:
         """The log's directory, absolute."""
-        return self._path
+        return self._handle.path
 
     @property
     def size(self) -> int:
         """Bytes in the active segment, header included."""
-        return self._opened.control.state().tail
+        return self._handle.call(lambda session: session.log.control.state().tail)
 
     @property
     def metrics(self) -> WALMetrics:
         """The log's figures; valid until this writer is closed."""
-        return WALMetrics(self._opened.directory, self._opened.control, self._counters, owned=False)
+        log = self._handle.open().log
+        return WALMetrics(log.directory, log.control, self._handle.counters, owned=False)
 
     @property
     def recovery_report(self) -> RecoveryReport | None:
         """What recovery did when this writer opened the log, or None when nothing had to be done."""
-        return self._report
+        return self._handle.report
 
     # Its life
 
     def close(self) -> None:
-        """Append what is buffered and let go of the log. May be called again.
+        """Append what is buffered and let go of the log. May be called again, and by any thread: calls that are under
+        way in others end first. In the middle of an append of this very thread it takes effect when that has ended.
 
         When the buffer cannot be appended (LogFull, LogBusy, ...) that is raised, and the writer stays open.
         """
-        if self._closed:
-            return
-        if self._buffer is not None:
-            self._buffer.flush()
-            self._buffer.stop()
-        if self._options.sync_interval_s is not None and self._log is not None:
-            self._committer.settle(self._log.control.state().next_lsn - 1)  # its promise outlives the timer
-        self._closed = True
-        self._let_go()
-        forget(self)
-
-    def _let_go(self) -> None:
-        with self._opening:
-            opened, self._log = self._log, None
-            if opened is not None:
-                try:
-                    self._coordinator.close()
-                    self._committer.close()
-                    self._appender.close()
-                finally:
-                    opened.close()
-
-    def after_fork(self) -> None:
-        """In a forked child: close the parent's descriptors (an unlock would free its lock) and start over."""
-        self._opening = threading.RLock()  # another thread may have held the old one
-        opened, self._log, self._row = self._log, None, None  # the row is the parent's
-        if opened is not None:
-            self._appender.drop()
-            opened.close()
-        if self._buffer is not None:
-            self._buffer = self._new_buffer()
+        self._handle.close()
 
     def __enter__(self) -> "WALWriter":
-        self._reopen()
+        self._handle.open()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __del__(self) -> None:
-        if not self._closed and self._log is not None and not sys.is_finalizing():
+        handle = self.__dict__.get("_handle")  # __del__ runs for a half-made object too
+        if handle is None or handle.closed or handle.session is None or sys.is_finalizing():
             # When the interpreter ends, its daemon threads are frozen, perhaps with a lock that close() would wait for;
-            # what a buffer held was appended by the exit hook below, and the system frees the rest.
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            # what a buffer held was appended by the exit hook, and the system frees the rest.
+            return
+        if held_by_this_thread():
+            keep(self)  # the collector came by in the middle of a call: nothing of the user's may run now
+            return
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _unpickle, (self._path, self._options)
+        return _unpickle, (self._handle.path, self._handle.options)
 
     def __repr__(self) -> str:
-        return f"<WALWriter {self._path} {'closed' if self._closed else self._options.sync_mode.name}>"
+        handle = self._handle
+        return f"<WALWriter {handle.path} {'closed' if handle.closed else handle.options.sync_mode.name}>"
 
 
 def _unpickle(path: str, options: WriterOptions) -> WALWriter:
     writer = WALWriter.__new__(WALWriter)
-    writer._log = None
     writer._prepare(path, options)
     return writer

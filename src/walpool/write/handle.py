@@ -1,0 +1,235 @@
+"""A handle: what a writer is between its calls: a path and options, and, while the log is open, a session.
+
+Holds: a forked child, an unpickled copy and a writer whose control block was replaced open the log again on their next
+use. Whatever may run in the middle of one of these calls, a signal handler, a finaliser or another thread, may call any
+of them: it works, or raises at once. Warnings are logged when no lock is held any more.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+from weakref import proxy, ref
+
+from walpool.errors import BatchTooLarge, LogBusy, LogClosed, WALError
+from walpool.format.frame import FRAME_BYTES
+from walpool.format.header import HEADER_BYTES
+from walpool.options import SyncMode, WriterOptions
+from walpool.shared.counters import counters_of
+from walpool.shared.slot_rows import SlotRow, claim
+from walpool.system.files import typed_error
+from walpool.system.forks import reopen_after_fork
+from walpool.system.locks import itself, mutex
+from walpool.upkeep.opening import OpenLog, open_log
+from walpool.upkeep.recovery import RecoveryReport
+from walpool.write.appender import Appender, Retired
+from walpool.write.at_exit import Closable, close_at_exit, forget
+from walpool.write.buffer import Buffer
+from walpool.write.rotation import check_fits
+from walpool.write.session import Session
+
+log = logging.getLogger("walpool")
+
+_Result = TypeVar("_Result")
+_Error = TypeVar("_Error", bound=BaseException)
+
+
+class Handle:
+    def __init__(self, path: str, options: WriterOptions, writer: Closable) -> None:
+        self.path = path
+        self.options = options
+        self.closed = False
+        self.session: Session | None = None
+        self.hot: Appender | None = None  # of a session in SyncMode.NORMAL: the short way of `put`
+        self.report: RecoveryReport | None = None
+        self.counters = counters_of(path)
+        self.buffer: Buffer | None = self._new_buffer() if options.sync_mode is SyncMode.NONE else None
+        self._opening = mutex()
+        self._writer = ref(writer)
+        reopen_after_fork(self)
+
+    def _new_buffer(self) -> Buffer:
+        limit_bytes = min(self.options.buffer_bytes, self.options.size_limit - HEADER_BYTES - FRAME_BYTES)
+        return Buffer(self.path, proxy(self), limit_bytes, self.options.linger_s)  # no cycle: it would keep the slot
+
+    def last_body(self) -> bytes | None:
+        session = self.session
+        return None if session is None else session.appender.last_body
+
+    def open(self) -> Session:
+        """The session; opens the log if need be: at first, in a forked child, or when it has been recovered."""
+        session = self.session
+        if session is not None:
+            return session
+        if self._opening._is_owned():
+            raise itself(self.path)
+        notes: list[str] = []
+        with self._opening:
+            if self.closed:
+                raise LogClosed(f"{self.path}: the writer is closed")
+            if self.session is not None:
+                return self.session
+            opened = open_log(self.path, self.options)
+            session = Session(opened, self.options, self._claim_row(opened, notes))
+            self.report = opened.report
+            self.session = session
+            if self.options.sync_mode is SyncMode.NORMAL:
+                self.hot = session.appender
+            writer = self._writer()
+            if self.buffer is not None and writer is not None:
+                self.buffer.row = session.row
+                close_at_exit(writer)
+            self.counters.add(files_opened=1)
+        if self.closed:  # by another thread, which did not see the session
+            self.let_go(session)
+            raise LogClosed(f"{self.path}: the writer is closed")
+        for note in notes + (opened.report.told(self.path) if opened.report is not None else []):
+            log.warning("%s", note)
+        return session
+
+    def _claim_row(self, opened: OpenLog, notes: list[str]) -> SlotRow | None:
+        options = self.options
+        if not options.metrics:
+            return None
+        try:
+            return claim(opened.directory, opened.slot, options.mode, options.sync_mode, options.name)
+        except (WALError, OSError) as error:
+            notes.append(f"{self.path}: this writer will not show in the metrics: {error}")
+            return None
+
+    def call(self, body: Callable[[Session], _Result]) -> _Result:
+        """`body(session)`: nothing of the session is closed before it returns."""
+        session = self.open()
+        return session.call(lambda: body(session))
+
+    def append_or_buffer(self, body: bytes, largest: int) -> int:
+        if self.buffer is None:
+            if self.options.sync_mode is SyncMode.FULL:
+                return self.append_durable(body, 1, largest)
+            return self.append(body, 1, largest)
+        self.open()  # a closed writer says so now, not when the buffer is full
+        try:
+            check_fits(FRAME_BYTES + len(body), self.options.size_limit)
+        except BatchTooLarge as error:
+            raise self.failed(error) from None
+        self.buffer.add(body)
+        return 0
+
+    def append_durable(self, body: bytes, count: int, largest: int) -> int:
+        """SyncMode.FULL: a close in another thread waits until it is on disk."""
+
+        def append(session: Session) -> int:
+            first_lsn = self.append(body, count, largest)
+            try:
+                session.committer.settle(first_lsn + count - 1)
+            except LogBusy as error:
+                busy = LogBusy(
+                    f"{error}; LSN {first_lsn} to {first_lsn + count - 1} are in the log: do not append them again,"
+                    " call sync()",
+                    range(first_lsn, first_lsn + count),
+                )
+                raise self.failed(busy) from None
+            except WALError as error:
+                raise self.failed(error) from error.__cause__
+            return first_lsn
+
+        return self.call(append)
+
+    def append(self, body: bytes, count: int, largest: int) -> int:
+        try:
+            appender = self.open().appender
+            first_lsn = appender.append(body, count, largest)
+        except BaseException as error:
+            return self.not_appended(error, body, count, largest)
+        if appender.chores:
+            self.do_chores()
+        return first_lsn
+
+    def not_appended(self, error: BaseException, body: bytes, count: int, largest: int) -> int:
+        session = self.session
+        if session is not None and session.closing:
+            session.close_if_left()
+        if isinstance(error, Retired):
+            self.let_go(session)
+            return self.append(body, count, largest)
+        self.failed(error)
+        if isinstance(error, OSError):
+            typed = typed_error(error, self.path)
+            if typed is not error:
+                raise typed from error
+        raise error
+
+    def failed(self, error: _Error) -> _Error:
+        """Count a call that raises."""
+        session = self.session
+        row = None if session is None else session.row
+        if row is not None and not isinstance(error, LogClosed):
+            try:
+                row.count_failure(error)
+            except ValueError:
+                pass  # it was closed meanwhile
+        return error
+
+    def do_chores(self) -> None:
+        """What an append now and then leaves to do, outside the lock. No error comes out: the append succeeded."""
+        session = self.session
+        if session is None:
+            return
+        appender = session.appender
+        appender.chores = False
+        try:
+            if session.closing:
+                session.close_if_left()  # somebody interrupted the append to close the writer
+            else:
+                session.call(lambda: self._wake_helpers(session))
+        except LogClosed:
+            pass
+        except BaseException as error:
+            appender.wanted = appender.chores = True  # an interrupt, too, must not end what sync_interval_s promises
+            if not isinstance(error, (OSError, RuntimeError, WALError)):  # RuntimeError: no thread can be started
+                raise
+            log.warning("%s: %s; the next append tries again", self.path, error)
+
+    def _wake_helpers(self, session: Session) -> None:
+        appender = session.appender
+        appender.waits.count()
+        if appender.rotations:
+            self.counters.add(files_opened=appender.rotations)
+            appender.rotations = 0
+        if appender.wanted:
+            appender.wanted = False
+            session.coordinator.wake()
+        if self.options.sync_interval_s is not None:
+            session.committer.sync_within(self.options.sync_interval_s, appender.ask_for_chores)
+
+    def close(self) -> None:
+        """See WALWriter.close."""
+        if self.closed:
+            return
+        if self.buffer is not None:
+            self.buffer.close()
+        session = self.session
+        if self.options.sync_interval_s is not None and session is not None:
+            try:
+                session.call(lambda: session.committer.settle(session.log.control.state().next_lsn - 1))
+            except LogClosed:
+                pass  # its promise outlives the writer, and another thread has kept it
+        self.closed = True
+        writer = self._writer()
+        if writer is not None:
+            forget(writer)
+        self.let_go(self.session)
+
+    def let_go(self, session: Session | None) -> None:
+        if session is not None:
+            if self.session is session:
+                self.session = self.hot = None
+            session.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: close the parent's descriptors (an unlock would free its lock) and start over."""
+        self._opening = mutex()  # another thread may have held the old one
+        session, self.session, self.hot = self.session, None, None
+        if session is not None:
+            session.drop()
+        if self.buffer is not None:
+            self.buffer = self._new_buffer()

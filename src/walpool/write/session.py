@@ -1,0 +1,100 @@
+"""A session: an open log and all that works on it, from the opening to the close.
+
+Holds: calls come and go, each counted while it is inside; what is open is closed when the last of them has left, so no
+call ever uses a descriptor number that may be another file's by then. `close` waits for other threads' calls; a call of
+the very thread that closes (it was interrupted by whoever closes) ends first, and then closes what was left to it.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from walpool.errors import LogBusy, LogClosed
+from walpool.options import WriterOptions
+from walpool.shared.slot_rows import SlotRow
+from walpool.system.calls import calls
+from walpool.upkeep.opening import OpenLog
+from walpool.write.appender import Appender
+from walpool.write.committer import Committer
+from walpool.write.coordinator import Coordinator
+
+LOOK_AGAIN_S = 100e-6
+LONGEST_S = 5e-3
+_Result = TypeVar("_Result")
+
+
+class Session:
+    def __init__(self, log: OpenLog, options: WriterOptions, row: SlotRow | None) -> None:
+        self.log = log
+        self.row = row
+        self._lock_timeout_s = options.lock_timeout
+        self.appender = Appender(log, options, row)
+        self.committer = Committer(log, row, options.lock_timeout)
+        self.coordinator = Coordinator(log, options, self.committer)
+        self._inside: dict[object, int] = {}  # calls by a token of their own: the thread they run in
+        self.closing = False
+        self._open = [True]  # taken out by the one that closes
+
+    def call(self, body: Callable[[], _Result]) -> _Result:
+        """`body()`, with everything open until it has returned. Raises LogClosed once `close` was called."""
+        token = object()
+        try:
+            try:
+                self._inside[token] = threading.get_ident()  # first: whoever closes looks here after it has said so
+                if self.closing:
+                    raise LogClosed(f"{self.log.directory.path}: the writer is closed")
+                return body()
+            finally:
+                self._inside.pop(token, None)
+        except BaseException:
+            self._inside.pop(token, None)  # an interrupt may have come before the one above
+            raise
+        finally:
+            if self.closing:
+                self.close_if_left()
+
+    def close(self) -> None:
+        """No new calls from now on. Raises LogBusy when other threads' calls take longer than the lock timeout: then
+        the last of them closes what is open.
+        """
+        self.log.append_lock.check_others()  # a thread that we waited for could be waiting for us
+        self.closing = True
+        self.coordinator.stop()
+        self.committer.stop()
+        mine = threading.get_ident()
+        give_up = None if self._lock_timeout_s is None else calls.monotonic() + self._lock_timeout_s
+        pause = LOOK_AGAIN_S
+        while any(thread != mine for thread in list(self._inside.values())):
+            if give_up is not None and calls.monotonic() >= give_up:
+                raise LogBusy(
+                    f"{self.log.directory.path}: another thread's call has not ended within {self._lock_timeout_s} s;"
+                    " the log is closed when it has"
+                )
+            calls.sleep(pause)
+            pause = min(2 * pause, LONGEST_S)
+        self.close_if_left()
+
+    def close_if_left(self) -> None:
+        """Close, once: by whoever finds that nobody is inside any more."""
+        if not self.closing or self._inside:
+            return
+        if self.appender.is_ours():
+            self.appender.chores = True  # and the append that we interrupted comes here when it has ended
+            return
+        try:
+            self._open.pop()
+        except IndexError:
+            return
+        try:
+            self.coordinator.close()
+            self.committer.close()
+            self.appender.close()
+        finally:
+            self.log.close()
+
+    def drop(self) -> None:
+        """In a forked child: close the parent's descriptors (an unlock would free its lock), and wait for nobody."""
+        self.closing = True
+        self._open.clear()
+        self.appender.drop(forked=True)
+        self.log.close()
