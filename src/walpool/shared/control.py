@@ -185,6 +185,7 @@ class Totals(NamedTuple):
     max_entry_bytes: int = 0
     syncs: int = 0
     sync_ns: int = 0
+    bytes: int = 0
 
 
 def last_totals(directory: Directory) -> Totals:
@@ -203,7 +204,7 @@ def last_totals(directory: Directory) -> Totals:
     if (words[_MAGIC], words[_LAYOUT], words[_CRC]) != (MAGIC, LAYOUT, _identity_crc(block)):
         return Totals()
     state = LogState._make(STATE.unpack_from(block, COPIES[words[COMMIT] & 1]))
-    totals = Totals(state.next_lsn, state.batches, state.max_entry_bytes, words[SYNCS], words[SYNC_NS])
+    totals = Totals(state.next_lsn, state.batches, state.max_entry_bytes, words[SYNCS], words[SYNC_NS], state.bytes)
     return totals if max(totals) <= MAX_LSN else Totals()  # no log has these: the next opening would refuse them
 
 
