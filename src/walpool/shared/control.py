@@ -26,7 +26,8 @@ Layout, in 64-bit words of the machine's byte order. One writer per word; `store
       31  sync errno      sync           why the log is poisoned
    32-42  state A         append         see LogState, field by field
    48-58  state B         append
-  512-..  slot pids       slot's byte    process id of the writer in slot n, for people
+  512-..  slot pids       slot's byte    of the writer in slot n, for people: low 32 bits its process id, high 32 bits
+                                         the low ones of its pid namespace, where alone that is a process; 0: unknown
 
 Holds: a writer fills the state copy that `commit & 1` does not name and then stores commit + 1; that one store
 publishes everything, and a process killed anywhere before it changed nothing.
