@@ -42,6 +42,7 @@ COUNTERS = {
 GAUGES = {
     "next_lsn": ("next_lsn", "LSN that the next entry gets"),
     "durable_lsn": ("durable_lsn", "LSN of the last entry that is on disk"),
+    "checkpoint_lsn": ("checkpoint", "LSN at or below which nothing is needed any more; 0 when nobody said so"),
     "segments": ("segments", "segment files"),
     "active_segment_bytes": ("current_file_size", "the active segment up to its last frame"),
     "largest_entry_bytes": ("max_entry_size", "16 + key + value of the largest entry"),
@@ -114,7 +115,8 @@ class WALCollector(Collector):
             gauge = GaugeMetricFamily(f"walpool_{name}", text, labels=["log"])
             gauge.add_metric([self._name], getattr(found, field))
             yield gauge
-        writers = GaugeMetricFamily("walpool_writers", "writers, by what became of them", labels=["log", "state"])
+        text = "writers: alive; killed: ended without close(), however, and nobody has taken the slot since"
+        writers = GaugeMetricFamily("walpool_writers", text, labels=["log", "state"])
         writers.add_metric([self._name, "alive"], len(found.writers))
         writers.add_metric([self._name, "killed"], len(found.killed_writers))
         yield writers
