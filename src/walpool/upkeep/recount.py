@@ -3,8 +3,8 @@
 Holds: a block that is whole in its figures counts up to its next LSN, whatever retention removed since; what came
 behind that, the frames say. Without one the frames that recovery read anyway are counted, sealed segments are taken for
 as many bytes as their files have, and what nobody can say any more (batches of segments that were not read, all of
-entries that retention removed) is assumed to be as the rest on average. So opening reads no more than it did, and the
-average size of an entry stays one that entries have.
+entries that retention removed) is assumed to be as the rest on average; writers' rows say how large batches were. So
+opening reads no more than it did, and the average size of an entry stays one that entries have.
 Lock: maintenance and append.
 """
 
@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from walpool.errors import WALError
+from walpool.format.entry import ENTRY_BYTES
 from walpool.format.frame import FRAME_BYTES, Frame
 from walpool.format.header import HEADER_BYTES
 from walpool.format.names import segment_name
@@ -20,6 +21,7 @@ from walpool.read.scan import FrameWindow, SegmentScan
 from walpool.read.seek import seek
 from walpool.shared.catalog import open_segment
 from walpool.shared.control import Totals
+from walpool.shared.slot_rows import read_rows
 from walpool.system.files import Directory
 
 
@@ -53,9 +55,11 @@ def recount(
         else:
             unread_entries += end - first
             unread_bytes += max(0, directory.size_of(segment_name(first)) - HEADER_BYTES)
-    batches = _share(found.batches, entries, found.entries)
     size = _share(found.bytes + unread_bytes, entries, found.entries + unread_entries)
-    batches = min(batches, size // FRAME_BYTES)
+    batches = found.batches
+    if entries != found.entries:
+        most = max(0, size - ENTRY_BYTES * entries) // FRAME_BYTES  # or there would be no room for the entries
+        batches = max(min(_batches(directory, found, entries), most), min(batches, entries, size // FRAME_BYTES))
     mean = -(-(size - FRAME_BYTES * batches) // entries) if entries else 0
     return totals._replace(next_lsn=next_lsn, batches=batches, bytes=size, max_entry_bytes=max(largest, mean))
 
@@ -67,6 +71,19 @@ def _believable(totals: Totals) -> Count:
     if 0 < totals.batches <= entries and 0 < bodies <= entries * totals.max_entry_bytes:
         return Count(entries, totals.batches, totals.bytes)
     return Count()
+
+
+def _batches(directory: Directory, found: Count, entries: int) -> int:
+    """How many batches `entries` were in, by those that were counted, or by what writers told of more."""
+    try:
+        rows = [row.totals for row in read_rows(directory)]
+    except WALError:
+        rows = []
+    told = sum(row["batches"] for row in rows)
+    told_entries = told + sum(row["more_entries"] for row in rows)
+    if told_entries <= found.entries or entries < found.entries:
+        return _share(found.batches, entries, found.entries)
+    return found.batches + _share(told, entries - found.entries, told_entries)
 
 
 def _share(count: int, entries: int, counted: int) -> int:
