@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from threading import Lock
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -75,7 +74,6 @@ class WALCollector(Collector):
         self._path = os.path.abspath(os.fspath(path))
         self._name = os.path.basename(self._path) if name is None else name
         self._metrics: WALMetrics | None = None
-        self._lock = Lock()  # two scrapes at once
 
     def describe(self) -> Iterable[Metric]:
         """No metrics: so that registering does not need the log to be there."""
@@ -91,16 +89,17 @@ class WALCollector(Collector):
             yield from self._writer_metrics(found)
 
     def _snapshot(self) -> Snapshot | None:
-        with self._lock:
-            try:
-                if self._metrics is None:
-                    self._metrics = WALMetrics.attach(self._path)
-                return self._metrics.snapshot()
-            except (WALError, OSError):
-                if self._metrics is not None:
-                    self._metrics.close()
-                    self._metrics = None
-                return None
+        """Without a lock: a forked child would wait for one that a thread of its parent held."""
+        metrics = self._metrics
+        try:
+            if metrics is None:
+                metrics = self._metrics = WALMetrics.attach(self._path)
+            return metrics.snapshot()
+        except (WALError, OSError):
+            if metrics is not None:
+                metrics.close()
+                self._metrics = None
+            return None
 
     def _log_metrics(self, found: Snapshot) -> Iterator[Metric]:
         for name, (field, text) in COUNTERS.items():

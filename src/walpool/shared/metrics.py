@@ -9,7 +9,7 @@ descriptor's number is used after its close.
 import os
 from typing import NamedTuple
 
-from walpool.errors import CorruptLog, LogClosed, LogNotFound, LogReplaced, UnsafeLog, WALError
+from walpool.errors import LogClosed, LogNotFound, LogReplaced, UnsafeLog, WALError
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.names import CONTROL, SLOTS_LOCK
 from walpool.shared import slots
@@ -260,7 +260,7 @@ def _is_same_log(mark: _Mark, view: _View) -> bool:
     """
     try:
         segment = open_segment(view.directory, mark.state.segment)
-    except (FileNotFoundError, CorruptLog):
+    except (FileNotFoundError, WALError):
         return view.control.state().sequence > mark.state.sequence and _locks(view.control) == mark.locks
     segment.file.close()
     return segment.header.marker == mark.state.marker or segment.header.sequence > mark.state.sequence
