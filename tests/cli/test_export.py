@@ -18,9 +18,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.conftest import Run, Running, Start, assert_no_traceback
-from walpool import SyncMode, WALEntry, WALWriter
+from walpool import SyncMode, WALEntry, WALMetrics, WALWriter
 from walpool.cli.export import LONGEST_LINE, MOST_AT_ONCE
 from walpool.integrations.prometheus import WALCollector
+from walpool.shared.snapshot import Snapshot
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,25 @@ def test_a_log_that_is_not_there_is_down_until_it_is(log: Path) -> None:
     with WALWriter(log) as writer:
         writer.put(b"key", b"value")
         assert values(scrape(collector)["walpool_entries"]) == [1]
+    collector._metrics.close()  # type: ignore[union-attr]
+
+
+def test_a_scrape_in_the_middle_of_a_scrape_waits_for_nothing(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a signal handler; or in a child that was forked by another thread in the middle of one."""
+    WALWriter(log).close()
+    collector = WALCollector(log)
+    snapshot = WALMetrics.snapshot
+    inner: list[float] = []
+
+    def interrupted(metrics: WALMetrics) -> Snapshot:
+        if not inner:
+            inner.append(0)
+            inner.extend(values(scrape(collector)["walpool_up"]))
+        return snapshot(metrics)
+
+    monkeypatch.setattr(WALMetrics, "snapshot", interrupted)
+    assert values(scrape(collector)["walpool_up"]) == [1]
+    assert inner == [0, 1]
     collector._metrics.close()  # type: ignore[union-attr]
 
 

@@ -127,12 +127,12 @@ def test_the_schema_of_stat(run: Run, log: Path) -> None:
         " unusable_control",
         "name first_lsn bytes state",
         "writes_total writes_failed batches_total bytes_written sync_total sync_seconds_total rotation_count"
-        " avg_entry_size max_entry_size current_file_size write_success_rate failures_by_kind lock_waits lock_holder"
-        " sync_waits lock_wait sync_duration append_duration batch_entries",
+        " avg_entry_size max_entry_size current_file_size write_success_rate checkpoint failures_by_kind lock_waits"
+        " lock_holder sync_waits lock_wait sync_duration append_duration batch_entries",
         "count sum p50 p90 p99 p999 max",
         "slot pid process name sync_mode opened_at shares_row entries batches bytes failures failures_by_kind"
         " lock_waits syncs_led sync_waits rotations buffered_bytes last_append_at state state_since last_error"
-        " last_error_at",
+        " last_error_at elsewhere",
     ]
     head, row = (line.split() for line in text.splitlines() if line.startswith("          ") and ".wal" not in line)
     assert dict(zip(head, row, strict=True)) | {"pid": ""} == {

@@ -23,6 +23,7 @@ from tests.support import until
 from walpool import SyncMode, WALEntry, WALReader, WALWriter
 from walpool.cli.live.screen import COLUMNS, SORTS, Help, MonitorApp
 from walpool.cli.live.watch import Watch, as_dict, line
+from walpool.errors import LogNotFound, LogReplaced
 
 
 @pytest.fixture
@@ -86,6 +87,32 @@ def test_a_log_that_disappears_ends_it_with_a_line(start: Start, log: Path) -> N
     ended = running.wait()
     assert ended.code == 3
     assert_no_traceback(ended)
+
+
+def test_a_log_that_is_another_one_by_now_ends_it_with_a_line(start: Start, log: Path) -> None:
+    WALWriter(log).close()
+    running = start("monitor", log, "--interval", "0.05", "--plain")
+    assert running.process.stdout is not None
+    assert b"LSN 0" in running.process.stdout.readline()
+    log.rename(log.with_name("old"))
+    WALWriter(log.with_name("new")).close()
+    log.with_name("new").rename(log)
+    ended = running.wait()
+    assert ended.code in (3, 74)  # 3: it looked when nothing was there
+    if ended.code == 74:
+        assert "another directory is in its place" in ended.err
+    assert_no_traceback(ended)
+
+
+def test_a_watch_says_whether_its_log_is_gone_or_another_one(log: Path) -> None:
+    WALWriter(log).close()
+    with closing(Watch(str(log))) as watch:
+        log.rename(log.with_name("old"))
+        with pytest.raises(LogNotFound):
+            watch.look()
+        WALWriter(log).close()
+        with pytest.raises(LogReplaced):
+            watch.look()
 
 
 def test_a_log_that_is_rebuilt_is_watched_on(log: Path) -> None:

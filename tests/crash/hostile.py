@@ -35,6 +35,7 @@ from walpool.shared import control, slot_rows
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.histogram import BUCKETS
 from walpool.shared.poison import first_doubtful
+from walpool.shared.slots import Owner
 from walpool.shared.snapshot import ProcessNames, writer_row
 from walpool.system import processes
 from walpool.system.calls import calls
@@ -478,7 +479,7 @@ def check_rows(data: bytes, sample: Sample | None, touched: int) -> str:
     by_slot = {values.slot: values for values in rows}
     for values in rows:
         assert len(values.error) <= slot_rows.ERROR_BYTES and len(values.name) <= slot_rows.NAME_BYTES
-        shown = writer_row(values.slot, values.pid, by_slot, _NAMES)
+        shown = writer_row(values.slot, Owner.of(values.pid, values.pid_namespace), by_slot, _NAMES)
         json.dumps([shown.__dict__ if hasattr(shown, "__dict__") else str(shown)])
     for histogram in rows[0].histograms if rows else ():
         json.dumps(histogram.as_dict())

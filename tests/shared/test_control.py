@@ -363,7 +363,7 @@ def test_totals_are_read_from_a_block_that_is_void_in_all_else(
     control.words[SYNCS], control.words[SYNC_NS] = 11, 12
     control.halves[control_module.STOPPED] = control_module.RETIRED
     monkeypatch.setattr(processes, "boot_id", lambda: (1, 2))
-    wanted = Totals(state(3).next_lsn, state(3).batches, state(3).max_entry_bytes, 11, 12)
+    wanted = Totals(state(3).next_lsn, state(3).batches, state(3).max_entry_bytes, 11, 12, state(3).bytes)
     assert last_totals(directory) == wanted
     create_control(directory, state(4), 0, last_totals(directory), 0o600)
     fresh = Control.attach(directory, writable=False)

@@ -1,5 +1,6 @@
 """Histograms: the buckets leave no gap, and a quantile is as near as it says."""
 
+import math
 import random
 from itertools import pairwise
 
@@ -35,10 +36,43 @@ def test_what_is_beyond_the_buckets_is_in_the_outermost(value: int) -> None:
     assert bucket_of(value) == (0 if value < 0 else BUCKETS - 1)
 
 
-@given(st.lists(st.integers(0, 1 << 27), min_size=1, max_size=200), st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]))
-def test_a_quantile_is_as_near_as_it_says(values: list[int], q: float) -> None:
-    exact = sorted(values)[max(0, -(-int(q * len(values) * 1000) // 1000) - 1)]
-    assert abs(histogram(values).quantile(q) - exact) <= max(0.5, 0.032 * exact)
+QUANTILES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.875, 1.0])  # exact as floats
+
+
+def quantile(values: list[int], q: float) -> int:
+    """The model: the least value that a share q of all does not exceed."""
+    return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
+
+
+def assert_near_and_not_above(found: float, exact: int) -> None:
+    assert exact - exact / 16 <= found <= exact
+
+
+MANY = st.lists(st.integers(0, 1 << 27), min_size=1, max_size=200)
+
+
+@given(MANY, QUANTILES)
+def test_a_quantile_is_as_near_as_it_says_and_never_above_what_was_observed(values: list[int], q: float) -> None:
+    found = histogram(values)
+    assert_near_and_not_above(found.quantile(q), quantile(values, q))
+    assert_near_and_not_above(found.max, max(values))
+
+
+@given(MANY, MANY, QUANTILES)
+def test_so_it_is_of_merged_histograms_and_of_the_time_between_two_looks(
+    one: list[int], two: list[int], q: float
+) -> None:
+    merged = histogram(one) + histogram(two)
+    assert_near_and_not_above(merged.quantile(q), quantile(one + two, q))
+    assert_near_and_not_above(merged.max, max(one + two))
+    since = histogram(one + two) - histogram(one)
+    assert_near_and_not_above(since.quantile(q), quantile(two, q))
+    assert_near_and_not_above(since.max, max(two))
+
+
+def test_batches_of_at_most_256_show_no_larger_one() -> None:
+    found = histogram([1, 256, 256])
+    assert (found.quantile(0.5), found.max) == (256.0, 256.0)
 
 
 def test_of_nothing_there_is_nothing() -> None:

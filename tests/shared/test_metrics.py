@@ -2,12 +2,17 @@
 
 import json
 import os
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from tests.read.logs import entries, fill, make, read, segment_files, written
+from tests.support import until
 from walpool import (
     CorruptLog,
     EntryTooLarge,
@@ -29,8 +34,9 @@ def test_figures_of_a_log_are_what_was_done_with_it(log: Path) -> None:
         writer.put(b"largest", bytes(150))
         writer.sync()
         with WALMetrics.attach(log) as metrics:
+            # The coordinator may count its sync a moment after the sync is over.
+            until(lambda: metrics.snapshot() == writer.metrics.snapshot(), "both see the same")
             found = metrics.snapshot()
-        assert writer.metrics.snapshot() == found
     sizes = [16 + len(entry.key) + len(entry.value) for entry in done] + [16 + 7 + 150]
     frames = sum(len(written(file)) - 64 for file in segment_files(log))
     assert found.writes_total == 21
@@ -211,6 +217,119 @@ def test_a_forked_child_starts_from_zero() -> None:
     counters.add(reads_total=5)
     counters.after_fork()
     assert set(counters.values().values()) == {0}
+    counters.add(reads_total=2)
+    assert counters.values()["reads_total"] == 2
+
+
+def interrupted(what: Callable[[], object], handler: Callable[[], object]) -> int:
+    """Run `what` again and again, each time with `handler` in the middle of it one bytecode later than before.
+
+    On the same thread, as a signal handler or a finalizer is. How many times `what` ran, and `handler` but for once.
+    """
+    at = seen = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal seen
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            seen += 1
+            if seen == at:
+                handler()
+        return trace
+
+    while seen == at:
+        at, seen = at + 1, 0
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            what()
+        finally:
+            sys.settrace(before)
+        seen = min(seen, at)
+    return at
+
+
+def test_who_counts_in_the_middle_of_counting_neither_waits_nor_loses() -> None:
+    counters = ProcessCounters()
+
+    def handler() -> None:
+        counters.add(reads_total=1, bytes_read=7)
+        counters.values()
+
+    times = interrupted(lambda: counters.add(reads_total=1, bytes_read=7), handler)
+    assert times > 10
+    found = counters.values()
+    assert (found["reads_total"], found["bytes_read"]) == (2 * times - 1, 7 * (2 * times - 1))
+
+
+def test_a_cell_counts_while_it_is_owned_and_afterwards_and_is_used_again() -> None:
+    class Owner:
+        pass
+
+    counters = ProcessCounters()
+    cells = set()
+    for number in range(1, 4):
+        owner = Owner()
+        cell = counters.cell_for(owner)
+        cells.add(id(cell))
+        cell["reads_total"] += 5
+        assert counters.values()["reads_total"] == 5 * number
+        del owner
+        assert counters.values()["reads_total"] == 5 * number
+    assert len(cells) == 1
+
+
+def reads_since(metrics: WALMetrics, before: int) -> int:
+    return metrics.snapshot().reads_total - before
+
+
+def test_entries_count_as_read_when_they_are_handed_out(log: Path) -> None:
+    """One by one, or a batch at once; whatever becomes of the reader."""
+    with WALWriter(log) as writer:
+        for _ in range(4):
+            writer.append_batch(entries(1, 8))
+    with WALMetrics.attach(log) as metrics:
+        before = metrics.snapshot().reads_total
+        reader = WALReader(log)
+        for count in range(1, 10):
+            assert reader.read_entry() is not None
+            assert reads_since(metrics, before) == count
+        with WALReader(log) as other:
+            next(other.batches())
+            assert reads_since(metrics, before) == 9 + 7
+        assert len(list(reader)) == 28 - 9
+        assert reads_since(metrics, before) == 28 + 7
+        assert reader.read_entry() is None
+        reader.close()
+        for entry in WALReader(log):
+            assert entry.lsn == 1
+            break  # and the reader is gone
+        assert reads_since(metrics, before) == 28 + 7 + 7
+        dropped = WALReader(log)
+        dropped.read_entry()
+        dropped.close()
+        del dropped
+        assert reads_since(metrics, before) == 28 + 7 + 7 + 1
+
+
+def test_a_child_goes_on_with_its_parents_reader_and_counts_what_it_reads_itself(log: Path) -> None:
+    make(log, 10)
+    before = counters_of(str(log)).values()["reads_total"]
+    with WALReader(log) as reader:
+        for _ in range(4):
+            reader.read_entry()
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                mine = [counters_of(str(log)).values()["reads_total"]]
+                reader.read_entry()
+                mine.append(counters_of(str(log)).values()["reads_total"])
+                status = 0 if mine == [0, 1] else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert counters_of(str(log)).values()["reads_total"] == before + 4
 
 
 def test_values_are_a_copy() -> None:

@@ -7,13 +7,15 @@ import fcntl
 import logging
 import os
 import random
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from tests.processes import workers
-from tests.support import Channel, Start, until
+from tests.shared.test_metrics import interrupted
+from tests.support import Channel, Start, run_threads, until
 from walpool import LogBusy, SyncMode, WALEntry, WALMetrics, WALWriter
 from walpool.shared import slot_rows
 from walpool.shared.slot_rows import CLAIMS, ROW_BYTES, SlotRow
@@ -347,3 +349,49 @@ def test_a_long_name_and_error_are_cut(log: Path) -> None:
         (found,) = look(log).writers
         assert found.name == "ä" * 32
         assert found.last_error == "ü" * 64
+
+
+def test_who_counts_in_the_middle_of_counting_neither_waits_nor_loses(log: Path) -> None:
+    """A signal handler whose append fails, and a finalizer's: on the same thread, in the middle of a count."""
+    with WALWriter(log, name="it") as writer:
+        row = writer._handle.session.row
+        assert isinstance(row, SlotRow)
+
+        def handler() -> None:
+            row.add(slot_rows.SYNC_WAITS, 2)
+            row.record(slot_rows.SYNC, 40)
+
+        times = interrupted(handler, handler)
+        assert times > 50
+        found = look(log)
+        assert row_of(log, "it").sync_waits == 2 * (2 * times - 1)
+        assert found.sync_duration.count == 2 * times - 1
+        assert found.sync_duration.sum == pytest.approx((2 * times - 1) * 40 * 256e-9)
+
+
+def test_the_text_of_an_error_that_is_told_in_the_middle_of_another_is_whole(log: Path) -> None:
+    with WALWriter(log, name="it") as writer:
+        row = writer._handle.session.row
+        assert isinstance(row, SlotRow)
+        times = interrupted(lambda: row.failed("other", "a" * 99), lambda: row.failed("full", "b" * 50))
+        found = row_of(log, "it")
+        assert found.failures_by_kind == (0, times - 1, 0, 0, times)
+        assert found.last_error in ("a" * 99, "b" * 50)
+
+
+def test_threads_that_count_at_once_lose_nothing(log: Path) -> None:
+    with WALWriter(log, name="it") as writer:
+        row = writer._handle.session.row
+        assert isinstance(row, SlotRow)
+
+        def work() -> None:
+            for _ in range(2000):
+                row.add(slot_rows.SYNC_WAITS)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            run_threads(*[work] * 4)
+        finally:
+            sys.setswitchinterval(interval)
+        assert row_of(log, "it").sync_waits == 8000

@@ -1,14 +1,24 @@
 """Writer slots: the kernel says which writers live."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from walpool import UnsafeLog
 from walpool.shared import slots
-from walpool.shared.control import LOCKS, SLOT_PIDS, Control, LogState, Totals, create_control
-from walpool.shared.slots import Slot, alive, pid_of
+from walpool.shared.control import (
+    COMMIT,
+    INTENT,
+    INTENT_SLOT_BITS,
+    LOCKS,
+    SLOT_PIDS,
+    Control,
+    LogState,
+    Totals,
+    create_control,
+)
+from walpool.shared.slots import Owner, Slot, alive, owner_of, pid_of
 from walpool.system import processes
 from walpool.system.files import READ, WRITE, Directory, File
 
@@ -87,9 +97,34 @@ def test_many_living_slots_are_all_seen(directory: Directory, control: Control) 
 def test_a_slot_says_whose_it_is(directory: Directory, control: Control) -> None:
     file = another(directory)
     slot = Slot(file, control)
-    assert pid_of(control, slot.number) == processes.pid() == control.words[SLOT_PIDS]
+    assert pid_of(control, slot.number) == processes.pid()
+    assert owner_of(control, slot.number) == Owner.of(processes.pid(), processes.pid_namespace())
+    assert owner_of(control, slot.number).is_of(processes.pid_namespace())
     assert pid_of(control, 60_000) == 0, "beyond the rows of the block nobody knows"
     file.close()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "text"),
+    [
+        (lambda: processes.pid_namespace() ^ 1, "slot 0, a process of another pid namespace (pid 1 there), is in"),
+        (lambda: 0, "slot 0, a process of an unknown pid namespace (pid 1 there), is in"),
+        (processes.pid_namespace, f"slot 0, process 1 {processes.describe(1)}, is in"),
+    ],
+    ids=["another", "unknown", "ours"],
+)
+def test_a_process_of_another_pid_namespace_is_not_taken_for_one_of_ours(
+    directory: Directory, control: Control, namespace: Callable[[], int], text: str
+) -> None:
+    """Each container has a process 1; the one that we would name is innocent."""
+    control.words[SLOT_PIDS] = 1 | (namespace() & 0xFFFFFFFF) << 32
+    control.words[INTENT] = control.words[COMMIT] + 1
+    assert text in slots.appending(control)
+
+
+def test_a_slot_beyond_the_words_names_no_process(directory: Directory, control: Control) -> None:
+    control.words[INTENT] = control.words[COMMIT] + 1 | 2000 << INTENT_SLOT_BITS
+    assert slots.appending(control) == "; slot 2000, a process that does not say which, is in the middle of an append"
 
 
 def test_when_all_slots_are_taken_the_next_writer_is_refused(

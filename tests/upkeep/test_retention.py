@@ -1,5 +1,6 @@
 """Retention: which sealed segments go, in which order, and what never goes."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -13,8 +14,9 @@ from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, fill, read, segment_files
 from tests.upkeep.faults import Killed, killed_at, watched
 from walpool import CorruptLog, LSNUnavailable, Retention, SyncFailed, SyncMode, WALError, WALReader, WALWriter
+from walpool.format.header import WALHeader
 from walpool.system.calls import calls
-from walpool.upkeep.retention import SealedSegment, removable
+from walpool.upkeep.retention import SealedSegment, removable, sealing_times
 from walpool.upkeep.verify import verify
 
 NONE = 1 << 62  # as a pin: nobody wants anything
@@ -313,3 +315,81 @@ def test_a_pruned_log_recovers(full: Path) -> None:
         assert writer.put(b"key", b"value") == 41
         assert writer.checkpoint(2) == 30
     assert [entry.lsn for entry in read(full, start=first).entries] == list(range(first, 42))
+
+
+# A clock that is set
+
+YEAR = 10_000  # of a clock that counts in tens
+
+
+@pytest.mark.parametrize(
+    ("made", "written", "times"),
+    [
+        ([100, 200, 300], [199, 299], [200, 300]),  # the clock was right all the time
+        ([100, 100, 100], [100, 100], [100, 100]),
+        ([100, 200 + YEAR, 300, 400], [199, 299, 399], [199, 300, 400]),  # a year ahead, for one rotation
+        ([100, 200 + YEAR, 300, 400], [YEAR, YEAR, 399], [300, 300, 400]),  # ... and for all writes to two segments
+        ([100, 200 + YEAR, 201 + YEAR], [YEAR, YEAR], [500, 500]),  # still: nothing is known yet
+        ([200 + YEAR, 300, 400], [299, 399], [300, 400]),  # made in the future, sealed by the right clock
+        ([YEAR + 100, YEAR + 200, 20, 30], [YEAR, 25, 35], [20, 20, 30]),  # set back for good
+        ([100, 200, 20, 400], [199, 25, 399], [200, 400, 400]),  # behind, for one rotation: not older than it can be
+        ([100, 200, 20, 30], [199, 25, 35], [200, 500, 500]),  # behind until now
+        ([100], [], []),
+    ],
+)
+def test_a_clock_that_was_set_makes_no_segment_too_old_or_young_for_ever(
+    made: list[int], written: list[int], times: list[int]
+) -> None:
+    assert sealing_times(made, written.__getitem__, 500) == times
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=8), st.data())
+def test_whatever_the_clock_did_a_segment_is_old_at_last(made: list[int], data: st.DataObject) -> None:
+    """Once one was made by the right clock behind it; and what the clock left in order is as it says."""
+    written = data.draw(st.lists(st.integers(0, 1000), min_size=len(made), max_size=len(made)))
+    assert all(0 <= time <= 600 for time in sealing_times(made, written.__getitem__, 600))
+    now = 1100
+    times = sealing_times([*made, now], written.__getitem__, now)
+    assert all(time <= now for time in times)
+    assert all(now + 500 - time >= 500 for time in sealing_times([*made, now], written.__getitem__, now + 500))
+    ordered = sorted(made)
+    assert sealing_times(ordered, written.__getitem__, now) == ordered[1:]
+
+
+def test_segments_made_by_a_clock_a_year_ahead_are_removed_when_they_are_old(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = Retention(checkpointed=False, max_age=3600.0)
+    now = calls.time_ns
+
+    def at(hours: float) -> None:
+        monkeypatch.setattr(calls, "time_ns", lambda: now() + int(hours * 3600e9))
+
+    at(24 * 365)
+    with WALWriter(log, size_limit=400) as writer:
+        fill(writer, 20)
+    at(0)
+    with WALWriter(log, size_limit=400, retention=rule) as writer:
+        writer.rotate()
+        assert writer.prune().removed == (), "nothing is an hour old"
+        at(2)
+        assert len(segment_files(log)) - 1 == len(writer.prune().removed) > 3
+
+
+def test_segments_made_by_a_clock_that_was_behind_stay_as_long_as_they_should(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = calls.time_ns
+    with WALWriter(log, size_limit=400, retention=Retention(checkpointed=False, max_age=3600.0)) as writer:
+        fill(writer, 20)
+        for file in segment_files(log)[1:]:
+            change_created_at(file, now() - int(24 * 365 * 3600e9))
+        assert writer.prune().removed == ()
+        monkeypatch.setattr(calls, "time_ns", lambda: now() + int(2 * 3600e9))
+        assert writer.prune().removed != ()
+
+
+def change_created_at(file: Path, created_at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[:64] = dataclasses.replace(WALHeader.decode(bytes(data[:64])), created_at=created_at).encode()
+    file.write_bytes(data)

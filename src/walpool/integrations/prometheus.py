@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from threading import Lock
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -42,6 +41,7 @@ COUNTERS = {
 GAUGES = {
     "next_lsn": ("next_lsn", "LSN that the next entry gets"),
     "durable_lsn": ("durable_lsn", "LSN of the last entry that is on disk"),
+    "checkpoint_lsn": ("checkpoint", "LSN at or below which nothing is needed any more; 0 when nobody said so"),
     "segments": ("segments", "segment files"),
     "active_segment_bytes": ("current_file_size", "the active segment up to its last frame"),
     "largest_entry_bytes": ("max_entry_size", "16 + key + value of the largest entry"),
@@ -74,7 +74,6 @@ class WALCollector(Collector):
         self._path = os.path.abspath(os.fspath(path))
         self._name = os.path.basename(self._path) if name is None else name
         self._metrics: WALMetrics | None = None
-        self._lock = Lock()  # two scrapes at once
 
     def describe(self) -> Iterable[Metric]:
         """No metrics: so that registering does not need the log to be there."""
@@ -90,16 +89,17 @@ class WALCollector(Collector):
             yield from self._writer_metrics(found)
 
     def _snapshot(self) -> Snapshot | None:
-        with self._lock:
-            try:
-                if self._metrics is None:
-                    self._metrics = WALMetrics.attach(self._path)
-                return self._metrics.snapshot()
-            except (WALError, OSError):
-                if self._metrics is not None:
-                    self._metrics.close()
-                    self._metrics = None
-                return None
+        """Without a lock: a forked child would wait for one that a thread of its parent held."""
+        metrics = self._metrics
+        try:
+            if metrics is None:
+                metrics = self._metrics = WALMetrics.attach(self._path)
+            return metrics.snapshot()
+        except (WALError, OSError):
+            if metrics is not None:
+                metrics.close()
+                self._metrics = None
+            return None
 
     def _log_metrics(self, found: Snapshot) -> Iterator[Metric]:
         for name, (field, text) in COUNTERS.items():
@@ -114,7 +114,8 @@ class WALCollector(Collector):
             gauge = GaugeMetricFamily(f"walpool_{name}", text, labels=["log"])
             gauge.add_metric([self._name], getattr(found, field))
             yield gauge
-        writers = GaugeMetricFamily("walpool_writers", "writers, by what became of them", labels=["log", "state"])
+        text = "writers: alive; killed: ended without close(), however, and nobody has taken the slot since"
+        writers = GaugeMetricFamily("walpool_writers", text, labels=["log", "state"])
         writers.add_metric([self._name, "alive"], len(found.writers))
         writers.add_metric([self._name, "killed"], len(found.killed_writers))
         yield writers

@@ -84,6 +84,7 @@ class WALReader:
         self._source = Source(path)
         self._closed = False
         self._counters = counters_of(self._source.directory.path)
+        self._counts = self._counters.cell_for(self)
         self._segment: Segment | None = None
         self._extent = Extent(0, None, False)
         self._frame_lsn = 0  # of the next frame
@@ -119,6 +120,7 @@ class WALReader:
     def __iter__(self) -> Iterator[WALEntry]:
         """Entries up to what was published when the reader got there."""
         while True:
+            self._count_read()
             yield from self._pending
             entries = self._next_entries(None)
             if not entries:
@@ -128,7 +130,11 @@ class WALReader:
 
     def read_entry(self) -> WALEntry | None:
         """The next entry, or None at the end; more may come later."""
-        return next(iter(self), None)
+        if not length_hint(self._pending):
+            self._pending = iter(self._next_entries(None))
+        entry = next(self._pending, None)
+        self._count_read(length_hint(self._pending))
+        return entry
 
     def read_all(self) -> list[WALEntry]:
         """All entries that are left."""
@@ -138,6 +144,7 @@ class WALReader:
         """Batches as they were appended; what is left of one that was handed out entry by entry is not repeated."""
         while entries := self._next_entries(None):
             frame = self._frame
+            self._count_read()
             yield ReadBatch(entries[0].lsn, len(entries), frame.appended_at, frame.writer, entries)
 
     def follow(self, timeout: float | None = None, durable_only: bool = False) -> Iterator[WALEntry]:
@@ -193,6 +200,7 @@ class WALReader:
         control = self._source.control
         entries = self._next_entries(control.durable_lsn if durable_only and control is not None else None)
         self._pending = iter(entries)
+        self._count_read()
         return bool(entries)
 
     def _next_entries(self, last_lsn: int | None) -> list[WALEntry]:
@@ -204,7 +212,6 @@ class WALReader:
                 return []
             frame = self._next_frame()
             if frame is None:
-                self._count_read()
                 return []
             first_lsn, count = frame.first_lsn, frame.count
             self._frame_lsn = next_lsn = first_lsn + count
@@ -412,12 +419,14 @@ class WALReader:
 
     _counted = (0, 0)
 
-    def _count_read(self) -> None:
-        """Add what was read since the last time to this process's counters: at ends, not for every batch."""
-        entries, size = self._counted
-        if self._entries > entries:
-            self._counters.add(reads_total=self._entries - entries, bytes_read=self._bytes - size)
-            self._counted = self._entries, self._bytes
+    def _count_read(self, left: int = 0) -> None:
+        """Count what is handed out now: all that was read, but for the `left` last entries."""
+        handed, (entries, size) = self._entries - left, self._counted
+        if handed > entries:
+            counts = self._counts
+            counts["reads_total"] += handed - entries
+            counts["bytes_read"] += self._bytes - size
+            self._counted = handed, self._bytes
 
     # Its life
 
@@ -426,7 +435,6 @@ class WALReader:
         if not self._closed:
             self._closed = True
             deque(self._pending, 0)  # whoever holds the iterator gets LogClosed, not the rest of a batch
-            self._count_read()
             if self._segment is not None:
                 self._leave()
             if self._pin is not None:

@@ -26,7 +26,8 @@ Layout, in 64-bit words of the machine's byte order. One writer per word; `store
       31  sync errno      sync           why the log is poisoned
    32-42  state A         append         see LogState, field by field
    48-58  state B         append
-  512-..  slot pids       slot's byte    process id of the writer in slot n, for people
+  512-..  slot pids       slot's byte    of the writer in slot n, for people: low 32 bits its process id, high 32 bits
+                                         the low ones of its pid namespace, where alone that is a process; 0: unknown
 
 Holds: a writer fills the state copy that `commit & 1` does not name and then stores commit + 1; that one store
 publishes everything, and a process killed anywhere before it changed nothing.
@@ -191,6 +192,7 @@ class Totals(NamedTuple):
     max_entry_bytes: int = 0
     syncs: int = 0
     sync_ns: int = 0
+    bytes: int = 0
 
 
 def last_totals(directory: Directory) -> Totals:
@@ -209,7 +211,7 @@ def last_totals(directory: Directory) -> Totals:
     if (words[_MAGIC], words[_LAYOUT], words[_CRC]) != (MAGIC, LAYOUT, _identity_crc(block)):
         return Totals()
     state = LogState._make(STATE.unpack_from(block, COPIES[words[COMMIT] & 1]))
-    totals = Totals(state.next_lsn, state.batches, state.max_entry_bytes, words[SYNCS], words[SYNC_NS])
+    totals = Totals(state.next_lsn, state.batches, state.max_entry_bytes, words[SYNCS], words[SYNC_NS], state.bytes)
     return totals if max(totals) <= MAX_LSN else Totals()  # no log has these: the next opening would refuse them
 
 

@@ -1,7 +1,9 @@
 """Histograms in shared memory: how often each magnitude was seen, by log-spaced buckets.
 
 A value is a whole number of units. Below 32 units every value has its own bucket; above, an octave has 16, so a bucket
-is 1/16 to 1/32 of its value wide and a quantile is off by at most 3.2 per cent (or half a unit).
+is 1/16 to 1/32 of its value wide. A quantile is the least value of its bucket: at most 6.2 per cent below what was
+observed, and never above it, however histograms were merged and subtracted (an observed maximum could be merged, but
+not subtracted: nobody knows what the largest value since an earlier look was).
 Holds: one writer per row of buckets; buckets only rise, so the difference of two looks is a histogram of the time
 between them, and the sum of two rows one of both.
 """
@@ -46,7 +48,10 @@ class Histogram:
         return sum(self.counts)
 
     def quantile(self, q: float) -> float:
-        """The value that a share `q` of all values does not exceed, in seconds or entries; 0.0 of nothing."""
+        """The value that a share `q` of all values does not exceed, in seconds or entries; 0.0 of nothing.
+
+        As the least that its bucket counts, so never above a value that was observed.
+        """
         if not 0.0 <= q <= 1.0:
             raise ValueError(f"q must be from 0.0 to 1.0, not {q}")
         wanted = q * self.count
@@ -54,16 +59,13 @@ class Histogram:
         for bucket, count in enumerate(self.counts):
             seen += count
             if count and seen >= wanted:
-                return self._middle(bucket)
+                return lowest_in(bucket) * self.unit
         return 0.0
 
     @property
     def max(self) -> float:
+        """The largest value, as quantile(1.0)."""
         return self.quantile(1.0)
-
-    def _middle(self, bucket: int) -> float:
-        low, high = lowest_in(bucket), lowest_in(bucket + 1) - 1
-        return (low + high) / 2 * self.unit
 
     def buckets(self) -> list[tuple[float, int]]:
         """(upper bound, how many values do not exceed it), for every bucket with a value in it."""

@@ -2,16 +2,20 @@
 
 The log's totals come from the state in force, so they count what every process appended and never go backwards when
 one dies; so do the sums of all slot rows. Counters of reads are this process's own.
+Holds: whoever is in the middle of a snapshot has what it looks through to itself, or keeps it from being closed: no
+descriptor's number is used after its close.
 """
 
 import os
+from typing import NamedTuple
 
-from walpool.errors import LogClosed, LogNotFound, UnsafeLog
+from walpool.errors import LogClosed, LogNotFound, LogReplaced, UnsafeLog, WALError
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.names import CONTROL, SLOTS_LOCK
 from walpool.shared import slots
-from walpool.shared.catalog import list_segments
-from walpool.shared.control import COMMIT, SYNC_NS, SYNCS, Control
+from walpool.shared.catalog import list_segments, open_segment
+from walpool.shared.checkpoint import read_checkpoint
+from walpool.shared.control import COMMIT, LOCKS, SYNC_NS, SYNCS, Control, LogState
 from walpool.shared.counters import ProcessCounters, counters_of
 from walpool.shared.histogram import BUCKETS, Histogram
 from walpool.shared.pins import all_pins
@@ -26,21 +30,44 @@ from walpool.shared.slot_rows import (
     RowValues,
     read_rows,
 )
+from walpool.shared.slots import Owner
 from walpool.shared.snapshot import ProcessNames, ReaderRow, Snapshot, writer_row
 from walpool.system import clock
-from walpool.system.files import Directory
+from walpool.system.calls import calls
+from walpool.system.files import READ, Directory
+from walpool.system.locks import reopen_after_fork
+
+
+class _View(NamedTuple):
+    """What a snapshot looks through."""
+
+    directory: Directory
+    control: Control
+
+
+class _Mark(NamedTuple):
+    """What a log is known by, once its control block is another one."""
+
+    place: tuple[int, int]  # device and inode of the directory
+    state: LogState
+    locks: list[int]
 
 
 class WALMetrics:
-    """A read-only view of one log's figures."""
+    """A read-only view of one log's figures; usable from threads, in signal handlers and after a fork."""
 
     def __init__(self, directory: Directory, control: Control, counters: ProcessCounters, *, owned: bool) -> None:
-        self._directory = directory
-        self._control = control
+        view = _View(directory, control)
+        self._view: _View | None = view  # None: closed, or of the process that forked us
+        # By what an attached log is known once its block, or this process, is another.
+        self._mark: _Mark | None = _mark(view) if owned else None
+        self._path = directory.path
         self._counters = counters
         self._owned = owned
         self._names = ProcessNames()
         self._closed = False
+        self._forks = 0
+        reopen_after_fork(self)
 
     @classmethod
     def attach(cls, path: str | os.PathLike[str]) -> "WALMetrics":
@@ -52,17 +79,30 @@ class WALMetrics:
         return cls(directory, _attach(directory), counters_of(directory.path), owned=True)
 
     def snapshot(self) -> Snapshot:
-        if self._closed or self._directory.fd < 0:
-            raise LogClosed("these metrics, or the writer they belong to, are closed")
-        if self._owned:
-            self._keep_up()
-        control = self._control
+        """The figures now.
+
+        Raises LogClosed, LogReplaced when the log was moved, removed or made anew, ControlUnusable while its control
+        block cannot be believed.
+        """
+        while True:
+            forks = self._forks
+            try:
+                return self._look(self._view_now() if self._owned else self._view_of_writer())
+            except (WALError, OSError, ValueError) as error:  # ValueError: the block is not mapped any more
+                if self._forks == forks or self._closed:
+                    if isinstance(error, ValueError) and not isinstance(error, WALError):
+                        raise self._is_closed() from None
+                    raise
+                # Forked in a signal handler, in the middle of it: what we looked through was the parent's.
+
+    def _look(self, view: _View) -> Snapshot:
+        directory, control = view
         durable_lsn = control.durable_lsn  # before the state: it must not seem ahead of what is published
         commit = control.words[COMMIT]
         holder = control.appending_slot(commit)
         state = control.state()
-        rows = read_rows(self._directory)
-        living = {slot: slots.pid_of(control, slot) for slot in self._living(rows)}
+        rows = read_rows(directory)
+        living = {slot: slots.owner_of(control, slot) for slot in _living(directory, rows)}
         by_slot = {row.slot: row for row in rows}
         totals = {name: sum(row.totals[name] for row in rows) for name in TOTALS}
         failures = Failures(*(totals[kind] for kind in Failures._fields))
@@ -88,20 +128,21 @@ class WALMetrics:
             read_success_rate=_rate(read, mine["reads_failed"]),
             next_lsn=state.next_lsn,
             durable_lsn=durable_lsn,
-            segments=len(list_segments(self._directory)),
+            checkpoint=_checkpoint(directory),
+            segments=len(list_segments(directory)),
             taken_at=clock.monotonic(),
             failures_by_kind=failures,
             lock_waits=totals["contended"],
             lock_holder=holder if holder in living else None,  # a killed one left its mark and lost the lock
             sync_waits=totals["sync_waits"],
-            writers=tuple(writer_row(slot, pid, by_slot, self._names) for slot, pid in living.items()),
+            writers=tuple(writer_row(slot, owner, by_slot, self._names) for slot, owner in living.items()),
             killed_writers=tuple(
-                writer_row(row.slot, row.pid, by_slot, self._names)
+                writer_row(row.slot, Owner.of(row.pid, row.pid_namespace), by_slot, self._names)
                 for row in rows
                 if not row.closed and row.slot not in living and row.slot != SHARED_ROW
             ),
             readers=tuple(
-                ReaderRow(first_lsn, max(0, state.next_lsn - first_lsn)) for first_lsn in all_pins(self._directory)
+                ReaderRow(first_lsn, max(0, state.next_lsn - first_lsn)) for first_lsn in all_pins(directory)
             ),
             lock_wait=_with_rest(_merged(rows, LOCK_WAIT), totals["batches"], 0),
             sync_duration=_merged(rows, SYNC),
@@ -109,34 +150,87 @@ class WALMetrics:
             batch_entries=_with_rest(_merged(rows, BATCH), totals["batches"], 1),
         )
 
-    def _keep_up(self) -> None:
-        """Go over to the block that has replaced ours. Raises LogNotFound for a log that is gone, ControlUnusable."""
-        if self._directory.identity(CONTROL) == (self._control.file.stat.st_dev, self._control.file.stat.st_ino):
-            return
-        directory = Directory(self._directory.path)
-        control = _attach(directory)
-        self._control.close()
-        self._directory.close()
-        self._directory, self._control = directory, control
+    def _view_of_writer(self) -> _View:
+        """Through a descriptor of our own: the writer may be closed in another thread, and its numbers used again."""
+        if self._view is None or self._view.directory.fd < 0 or self._closed:
+            raise self._is_closed()
+        directory, control = self._view
+        mine = Directory.__new__(Directory)
+        try:
+            mine.path = directory.path
+            mine.fd = calls.open(".", READ, dir_fd=directory.fd)
+            mine.stat = calls.fstat(mine.fd)
+        except OSError:
+            if directory.fd < 0:
+                raise self._is_closed() from None
+            raise
+        if _place(mine) != _place(directory):
+            raise self._is_closed()
+        return _View(mine, control)
 
-    def _living(self, rows: list[RowValues]) -> list[int]:
+    def _is_closed(self) -> LogClosed:
+        return LogClosed(f"{self._path}: these metrics, or the writer they belong to, are closed")
+
+    def _view_now(self) -> _View:
+        """What leads to the log now; goes over to the block that has replaced ours."""
+        view = self._view  # before the look at `_closed`: close() sets that first
+        if self._closed:
+            raise self._is_closed()
+        if view is not None:
+            self._mark = _mark(view)
+        mark = self._mark
+        assert mark is not None, "a child was forked from what had a view"
+        there = self._there(mark)
+        if view is not None:
+            mapped = view.control.file.stat
+            if view.directory.identity(CONTROL) == (mapped.st_dev, mapped.st_ino):
+                return view
+            there = there or view.directory
+        if there is None:
+            raise UnsafeLog(self._path, "refused: this process may not open the directory any more")
         try:
-            file = self._directory.open(SLOTS_LOCK)
-        except FileNotFoundError:
-            return []
-        except UnsafeLog:  # who may only read may not look at the locks: then a writer lives until it says otherwise
-            return [row.slot for row in rows if not row.closed and row.slot != SHARED_ROW]
+            view = _View(there, _attach(there))
+        except LogNotFound:
+            raise self._replaced("removed") from None
+        if not _is_same_log(mark, view):
+            raise self._replaced("removed, and another one made in its place")
+        self._view = view
+        if self._closed:  # meanwhile
+            self._view = None
+            raise self._is_closed()
+        return view
+
+    def _there(self, mark: _Mark) -> Directory | None:
+        """The directory that the path leads to, or None when we may not look any more. Raises LogReplaced."""
         try:
-            return list(slots.alive(file))
-        finally:
-            file.close()
+            there = Directory(self._path)
+        except LogNotFound:
+            raise self._replaced("moved or removed") from None
+        except UnsafeLog as error:
+            if isinstance(error.__cause__, PermissionError):
+                return None  # rights were given up since: that is no answer
+            raise self._replaced("moved or removed") from error
+        if _place(there) != mark.place:
+            raise self._replaced("moved or removed, and another directory is in its place")
+        return there
+
+    def _replaced(self, how: str) -> LogReplaced:
+        return LogReplaced(self._path, f"the log whose figures these are was {how}; attach again")
+
+    def after_fork(self) -> None:
+        """In a forked child: let go of the parent's descriptors; the next snapshot opens its own."""
+        view, self._view = self._view, None
+        self._forks += 1
+        self._names = ProcessNames()
+        if view is not None and self._owned:
+            view.control.close()
+            view.directory.close()
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            if self._owned:
-                self._control.close()
-                self._directory.close()
+        """May be called again. What another thread's snapshot looks through is closed when that is done."""
+        self._closed = True
+        if self._owned:
+            self._view = None
 
     def __enter__(self) -> "WALMetrics":
         return self
@@ -149,6 +243,52 @@ def _attach(directory: Directory) -> Control:
     if not list_segments(directory):
         raise LogNotFound(directory.path, "the directory holds no log")
     return Control.attach(directory, writable=False)
+
+
+def _place(directory: Directory) -> tuple[int, int]:
+    return directory.stat.st_dev, directory.stat.st_ino
+
+
+def _mark(view: _View) -> _Mark:
+    return _Mark(_place(view.directory), view.control.state(), _locks(view.control))
+
+
+def _locks(control: Control) -> list[int]:
+    return [control.lock_inode(name) for name in LOCKS]
+
+
+def _is_same_log(mark: _Mark, view: _View) -> bool:
+    """Whether the log behind a new control block is the old one, recovered.
+
+    A recovery changes no segment and goes on in one with a higher sequence number, as does a rewrite; the one that was
+    active may have been removed by retention or moved aside since. A log that was made anew begins at sequence 1.
+    """
+    try:
+        segment = open_segment(view.directory, mark.state.segment)
+    except (FileNotFoundError, WALError):
+        return view.control.state().sequence > mark.state.sequence and _locks(view.control) == mark.locks
+    segment.file.close()
+    return segment.header.marker == mark.state.marker or segment.header.sequence > mark.state.sequence
+
+
+def _checkpoint(directory: Directory) -> int:
+    try:
+        return read_checkpoint(directory)
+    except WALError:
+        return 0  # it covers nothing, and whoever goes by it is told
+
+
+def _living(directory: Directory, rows: list[RowValues]) -> list[int]:
+    try:
+        file = directory.open(SLOTS_LOCK)
+    except FileNotFoundError:
+        return []
+    except UnsafeLog:  # who may only read may not look at the locks: then a writer lives until it says otherwise
+        return [row.slot for row in rows if not row.closed and row.slot != SHARED_ROW]
+    try:
+        return list(slots.alive(file))
+    finally:
+        file.close()
 
 
 def _merged(rows: list[RowValues], which: int) -> Histogram:

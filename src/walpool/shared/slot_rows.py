@@ -22,7 +22,7 @@ with a file that is not ours, a writer goes uncounted and says so in the log.
 """
 
 import logging
-import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -30,6 +30,7 @@ from typing import NamedTuple
 from walpool.errors import BatchTooLarge, EntryTooLarge, LogBusy, LogClosed, LogFull, SyncFailed, UnsafeLog, WALError
 from walpool.format.names import METRICS
 from walpool.options import SyncMode, WriterOptions
+from walpool.shared.counters import Cells
 from walpool.shared.histogram import BUCKETS, SECONDS, TIME_SHIFT, Histogram, bucket_of
 from walpool.system import clock, processes
 from walpool.system.files import READ, Directory, File
@@ -78,7 +79,9 @@ class SlotRow:
     def __init__(self, words: memoryview, mode: SyncMode, name: str | None, *, shared: bool = False) -> None:
         self.words = words
         self.shared = shared  # with the writers of other slots
-        self._lock = threading.Lock()  # for what threads of this writer count outside the append mutex
+        self._cells: Cells[int] = Cells()  # what threads of this writer count outside the append mutex, by word
+        self._before: dict[int, int] = {}  # what stood in such a word when this writer came
+        self._told = 0  # how many errors were told
         for at, word in enumerate(words.tolist()):
             if word > MOST:
                 words[at] = 0
@@ -95,14 +98,25 @@ class SlotRow:
         words[CLAIMS] = words[CLAIMS] + 1
 
     def add(self, at: int, count: int = 1) -> None:
-        with self._lock:
-            self.words[at] += count
+        self._add(((at, count),))
 
     def record(self, histogram: int, units: int) -> None:
+        self._add(((HISTOGRAMS + histogram * BUCKETS + bucket_of(units), 1), (SUMS + histogram, max(0, units))))
+
+    def _add(self, counts: Iterable[tuple[int, int]]) -> None:
+        """Without a lock: a signal handler's append may count a failure in the middle of this, on the same thread."""
         words = self.words
-        with self._lock:
-            words[HISTOGRAMS + histogram * BUCKETS + bucket_of(units)] += 1
-            words[SUMS + histogram] += max(0, units)
+        if self.shared:  # with other processes: rough in any case
+            for at, count in counts:
+                words[at] = min(MOST, words[at] + count)
+            return
+        for at, _ in counts:
+            self._before.setdefault(at, min(MOST, words[at]))  # nobody else stores in these words
+        self._cells.add(counts)
+        for at, _ in counts:
+            # Until the word has all of it: whoever comes in between stores more, and never less at the end.
+            while words[at] < (total := self._before[at] + self._cells.sum(at)):
+                words[at] = total
 
     def record_ns(self, histogram: int, ns: int) -> None:
         self.record(histogram, ns >> TIME_SHIFT)
@@ -122,12 +136,14 @@ class SlotRow:
         self.words[DOING] = state
 
     def failed(self, kind: str, text: str) -> None:
-        with self._lock:
-            self.words[FAILURES[kind]] += 1
-            data = text.encode(errors="replace")[:ERROR_BYTES]
-            _put_text(self.words, ERROR, data.ljust(ERROR_BYTES, b"\0"))
-            self.words[ERROR_LENGTH] = len(data)
-            self.words[ERROR_NS] = clock.time_ns()
+        self.add(FAILURES[kind])
+        data = text.encode(errors="replace")[:ERROR_BYTES]
+        text_words = enumerate(memoryview(data.ljust(ERROR_BYTES, b"\0")).cast("Q").tolist(), ERROR)
+        self._told = turn = self._told + 1
+        for at, word in ((ERROR_LENGTH, 0), *text_words, (ERROR_NS, clock.time_ns()), (ERROR_LENGTH, len(data))):
+            if self._told != turn:
+                return  # another came in the middle of this one: its text stands
+            self.words[at] = word
 
     def close(self) -> None:
         """Ended in order, so nobody will call it killed."""

@@ -1,9 +1,11 @@
 """Writer slots: which writers are alive. The owner of slot n holds a lock on byte n of slots.lock as long as it lives.
 
-Holds: the kernel frees the byte at the moment its holder dies; process ids are only told to people.
+Holds: the kernel frees the byte at the moment its holder dies; process ids are only told to people, and as ours only
+when they are of our pid namespace: two containers may share a log, and each has a process 1.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from walpool.errors import UnsafeLog
 from walpool.shared.control import COMMIT, LEADING, SLOT_PIDS, SLOT_ROWS, Control
@@ -12,6 +14,7 @@ from walpool.system.files import File
 from walpool.system.locks import ByteLocks
 
 MAX_SLOTS = 1 << 16  # a frame says its writer's slot in 16 bits
+_LOW = (1 << 32) - 1
 
 
 class Slot:
@@ -26,7 +29,36 @@ class Slot:
             raise UnsafeLog(file.path, f"all {MAX_SLOTS} writer slots are taken")
         self.number = number
         if number < SLOT_ROWS:
-            control.words[SLOT_PIDS + number] = processes.pid()
+            namespace = processes.pid_namespace() & _LOW
+            control.words[SLOT_PIDS + number] = processes.pid() & _LOW | namespace << 32
+
+
+class Owner(NamedTuple):
+    """What a slot's writer stated of itself; 0 is unknown."""
+
+    pid: int
+    namespace: int  # the low 32 bits
+
+    @classmethod
+    def of(cls, pid: int, namespace: int) -> "Owner":
+        return cls(pid, namespace & _LOW)
+
+    def is_of(self, namespace: int) -> bool:
+        """Whether the process id is one of that pid namespace."""
+        return self.namespace == namespace & _LOW
+
+    def has(self, pid: int, namespace: int) -> bool:
+        """Whether this is, as far as it says, the process with that id in that namespace."""
+        return self.pid == pid and (not self.namespace or self.is_of(namespace))
+
+    def __str__(self) -> str:
+        ours = processes.pid_namespace()
+        if not self.pid:
+            return "a process that does not say which"
+        if self.is_of(ours):
+            return f"process {self.pid} {processes.describe(self.pid)}".rstrip()
+        which = "another" if self.namespace and ours else "an unknown"
+        return f"a process of {which} pid namespace (pid {self.pid} there)"
 
 
 def alive(file: File) -> Iterator[int]:
@@ -39,9 +71,14 @@ def any_alive(file: File) -> bool:
     return next(alive(file), None) is not None
 
 
+def owner_of(control: Control, slot: int) -> Owner:
+    word = control.words[SLOT_PIDS + slot] if slot < SLOT_ROWS else 0
+    return Owner(word & _LOW, word >> 32)
+
+
 def pid_of(control: Control, slot: int) -> int:
     """The process id that slot's writer stated, 0 when unknown."""
-    return control.words[SLOT_PIDS + slot] if slot < SLOT_ROWS else 0
+    return owner_of(control, slot).pid
 
 
 def appending(control: Control) -> str:
@@ -49,14 +86,10 @@ def appending(control: Control) -> str:
     slot = control.appending_slot(control.words[COMMIT])
     if slot is None:
         return ""
-    pid = pid_of(control, slot)
-    return f"; slot {slot}, process {pid} {processes.describe(pid)}".rstrip() + ", is in the middle of an append"
+    return f"; slot {slot}, {owner_of(control, slot)}, is in the middle of an append"
 
 
 def leading(control: Control) -> str:
     """The same of whoever waits for a sync: which writer leads one."""
     slot = control.words[LEADING] - 1
-    if slot < 0:
-        return ""
-    pid = pid_of(control, slot)
-    return f"; slot {slot}, process {pid} {processes.describe(pid)}".rstrip() + ", is at it"
+    return f"; slot {slot}, {owner_of(control, slot)}, is at it" if slot >= 0 else ""

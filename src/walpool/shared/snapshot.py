@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from walpool.shared.histogram import Histogram
 from walpool.shared.slot_rows import ROWS, SHARED_ROW, STATES, Failures, RowValues
+from walpool.shared.slots import Owner
 from walpool.system import processes
 
 NO_FAILURES = Failures()
@@ -37,6 +38,7 @@ class WriterRow:
     state_since: float = 0.0  # since then
     last_error: str = ""
     last_error_at: float = 0.0
+    elsewhere: bool = False  # of another pid namespace, or an unknown one: where we are, `pid` is not this writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Snapshot:
     read_success_rate: float
     next_lsn: int
     durable_lsn: int
+    checkpoint: int  # nothing at or below this LSN is needed any more; 0 when nobody said so
     segments: int
     taken_at: float = field(compare=False)  # seconds of the monotonic clock
     failures_by_kind: Failures
@@ -77,7 +80,7 @@ class Snapshot:
     lock_holder: int | None  # slot of the writer whose append is under way, now
     sync_waits: int  # appends and calls of sync() that another's sync made durable
     writers: tuple[WriterRow, ...]  # that live
-    killed_writers: tuple[WriterRow, ...]  # that ended without close(), and whose slot nobody has taken since
+    killed_writers: tuple[WriterRow, ...]  # that ended without close(), however, and whose slot nobody has taken since
     readers: tuple[ReaderRow, ...]  # with a pin
     lock_wait: Histogram  # seconds, of all appends: those that did not wait count as 0
     sync_duration: Histogram  # seconds
@@ -165,18 +168,24 @@ class Delta:
         return self.per_s(self.bytes)
 
 
-def writer_row(slot: int, pid: int, rows: dict[int, RowValues], names: "ProcessNames") -> WriterRow:
+def writer_row(slot: int, owner: Owner, rows: dict[int, RowValues], names: "ProcessNames") -> WriterRow:
     """The row of the writer in `slot`, if it has one."""
     at = slot if slot < ROWS else SHARED_ROW
     row = rows.get(at)
-    if row is None or (at != SHARED_ROW and (row.closed or row.pid != pid)):
-        return WriterRow(slot, pid, names.of(pid, 0))  # opened without metrics; the row is of an earlier owner
+    here = owner.is_of(names.namespace)
+    if row is None or (at != SHARED_ROW and (row.closed or not owner.has(row.pid, row.pid_namespace))):
+        # Opened without metrics; the row is of an earlier owner.
+        return WriterRow(
+            slot, owner.pid, names.of(owner.pid, 0) if here else "", elsewhere=bool(owner.pid) and not here
+        )
+    if at != SHARED_ROW:
+        here = row.pid_namespace == names.namespace
     own = row.own
     failures = Failures(*(own[kind] for kind in Failures._fields))
     return WriterRow(
         slot=slot,
-        pid=pid,
-        process=names.of(pid, row.started_ns) if row.pid_namespace == names.namespace else "",
+        pid=owner.pid,
+        process=names.of(owner.pid, 0 if at == SHARED_ROW else row.started_ns) if here else "",
         name=row.name,
         sync_mode=row.sync_mode,
         opened_at=row.opened_ns / 1e9,
@@ -196,6 +205,7 @@ def writer_row(slot: int, pid: int, rows: dict[int, RowValues], names: "ProcessN
         state_since=own["state_since_ns"] / 1e9,
         last_error=row.error if row.error_ns >= row.opened_ns else "",
         last_error_at=row.error_ns / 1e9 if row.error_ns >= row.opened_ns else 0.0,
+        elsewhere=bool(owner.pid) and not here,
     )
 
 

@@ -11,7 +11,7 @@ from enum import Enum
 from itertools import pairwise
 
 from walpool.errors import CorruptLog, SyncFailed, WALError
-from walpool.format.header import HEADER_BYTES, WALHeader
+from walpool.format.header import WALHeader
 from walpool.format.names import LAST_OPEN_LSN, segment_name
 from walpool.options import RecoveryMode
 from walpool.read.scan import FrameWindow, SegmentScan, scan_segment
@@ -23,6 +23,7 @@ from walpool.system import clock, processes
 from walpool.system.files import CREATE, Directory
 from walpool.system.paths import sync_path_to
 from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place, undo_half_moves
+from walpool.upkeep.recount import recount
 from walpool.upkeep.rewrite import rewrite
 
 
@@ -202,7 +203,7 @@ def _recover(
         raise CorruptLog(last.path, last.end, found.next_lsn, "no log has so many entries")
     if not found.segments:
         sync_path_to(directory)  # before the first segment: whoever finds one need not do it again
-    totals = last_totals(directory)
+    totals = recount(directory, last_totals(directory), found.segments, found.scans, found.next_lsn)
     for scan in found.scans:
         if scan.first_lsn < found.next_lsn:
             _sync_segment(directory, scan.first_lsn)
@@ -218,12 +219,9 @@ def _recover(
         next_lsn=active.header.first_lsn,
         last_append_ns=found.last_append_ns or _last_append_ns(directory, found),
         entries=active.header.first_lsn - 1,
-        batches=min(
-            totals.batches + sum(scan.batches for scan in found.scans if scan.first_lsn >= totals.next_lsn),
-            active.header.first_lsn - 1,  # a batch has an entry at least, also when entries were cut
-        ),
-        bytes=sum(max(0, directory.size_of(segment_name(first)) - HEADER_BYTES) for first in kept),
-        max_entry_bytes=max([totals.max_entry_bytes, *(scan.largest_single for scan in found.scans)]),
+        batches=totals.batches,
+        bytes=totals.bytes,
+        max_entry_bytes=totals.max_entry_bytes,
         last_frame=0,
     )
     active.file.close()

@@ -5,10 +5,12 @@ so a kill or a power cut in the middle leaves a valid log that starts later.
 Lock: maintenance.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from walpool.errors import CorruptLog
 from walpool.format.names import segment_name
 from walpool.options import Retention
 from walpool.shared.catalog import list_segments, open_segment
@@ -23,7 +25,7 @@ class SealedSegment(NamedTuple):
     first_lsn: int
     next_lsn: int  # the following segment's first
     bytes: int
-    sealed_ns: int  # when the following one was made
+    sealed_ns: int  # when the following one was made, by its header
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
     """Apply the rule now. Raises CorruptLog for a damaged checkpoint file."""
     segments = [first for first in list_segments(directory) if first <= state.segment]  # a later one is half done
     sealed = [_sealed(directory, *pair) for pair in pairwise(segments)]
+    if rule.max_age is not None:
+        sealed = _dated(directory, sealed, clock.time_ns())
     pin = oldest_pin(directory)
     gone, held = removable(sealed, state.tail, rule, read_checkpoint(directory), pin, clock.time_ns())
     if not dry_run and gone:
@@ -84,3 +88,43 @@ def _sealed(directory: Directory, first_lsn: int, next_lsn: int) -> SealedSegmen
     following.file.close()
     size = directory.size_of(segment_name(first_lsn))
     return SealedSegment(first_lsn, next_lsn, size, following.header.created_at)
+
+
+def _dated(directory: Directory, sealed: list[SealedSegment], now_ns: int) -> list[SealedSegment]:
+    """With the times of sealing that a clock which was set meanwhile leaves believable."""
+    if not sealed:
+        return []
+    try:
+        first = open_segment(directory, sealed[0].first_lsn)
+    except CorruptLog:
+        made_ns = 0
+    else:
+        made_ns = first.header.created_at
+        first.file.close()
+
+    def written_ns(at: int) -> int:
+        file = directory.open(segment_name(sealed[at].first_lsn))
+        file.close()
+        return file.stat.st_mtime_ns
+
+    times = sealing_times([made_ns, *(segment.sealed_ns for segment in sealed)], written_ns, now_ns)
+    return [segment._replace(sealed_ns=time_ns) for segment, time_ns in zip(sealed, times, strict=True)]
+
+
+def sealing_times(made_ns: list[int], written_ns: Callable[[int], int], now_ns: int) -> list[int]:
+    """When each segment but the last was sealed, by when each was made and last written. Decides, touches nothing.
+
+    That is when the next one was made, if it is not in the future and no earlier than an older one was made: else the
+    clock was wrong then. In its place stands the earliest of what came no later and is neither, or, so that nothing
+    goes too early, now; as soon as the log goes on by the right clock, that is something which grows old.
+    """
+    times = []
+    oldest = 0  # what was sealed then or later
+    for at, sealed_ns in enumerate(made_ns[1:]):
+        if made_ns[at] <= now_ns:
+            oldest = max(oldest, made_ns[at])
+        if not oldest <= sealed_ns <= now_ns:
+            later = [written_ns(at), *made_ns[at + 2 :]]
+            sealed_ns = min((time_ns for time_ns in later if oldest <= time_ns <= now_ns), default=now_ns)
+        times.append(sealed_ns)
+    return times

@@ -110,7 +110,7 @@ class Committer:
                 )
             calls.sleep(max(LOOK_AGAIN_S, 0 if looks else min(words[LAST_SYNC_NS], LONGEST_NS) * UNSEEN))
             looks += 1
-        if looks and self._row is not None:
+        if looks and self._row is not None and not background:
             self._row.add(SYNC_WAITS)
         return words[DURABLE]
 

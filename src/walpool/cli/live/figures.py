@@ -11,6 +11,7 @@ from walpool.shared.snapshot import Snapshot, WriterRow
 
 WRITER_COLUMNS = ("slot", "pid", "name", "mode", "entries", "MB", "failed", "buffered", "state")
 SHOWN = 200  # writers in a table; JSON has them all
+ENDED = "ended without close()"  # killed, or by os._exit as a pool ends its children: nobody can tell these apart
 
 
 def duration(seconds: float) -> str:
@@ -37,19 +38,24 @@ def writer_cells(row: WriterRow, *, killed: bool = False) -> tuple[str, ...]:
     """As WRITER_COLUMNS."""
     return (
         str(row.slot) + ("*" if row.shares_row else ""),
-        str(row.pid or "?"),
+        pid_cell(row),
         one_line(row.name or row.process) or "-",
         row.sync_mode or "-",
         f"{row.entries:,}",
         f"{row.bytes / 1e6:,.1f}",
         f"{row.failures:,}",
         f"{row.buffered_bytes:,}",
-        "ended without close()" if killed else row.state,
+        ENDED if killed else row.state,
     )
 
 
+def pid_cell(row: WriterRow) -> str:
+    """The process id; of a process of another pid namespace as it is there, and marked."""
+    return f"{row.pid or '?'}{'^' if row.elsewhere else ''}"
+
+
 def writer_table(found: Snapshot) -> list[str]:
-    """The living writers and those that were killed; `*` marks rows that several writers share."""
+    """The living writers and those that ended without close(); the marks of their cells are explained below them."""
     rows = [writer_cells(row) for row in found.writers]
     rows += [writer_cells(row, killed=True) for row in found.killed_writers]
     lines = aligned([WRITER_COLUMNS, *rows[:SHOWN]]) if rows else []
@@ -57,6 +63,8 @@ def writer_table(found: Snapshot) -> list[str]:
         lines.append(f"and {len(rows) - SHOWN:,} more")
     if any(row.shares_row for row in found.writers):
         lines.append("* figures of all writers beyond the last row, together and rough")
+    if any(row.elsewhere for row in (*found.writers, *found.killed_writers)):
+        lines.append("^ in another pid namespace, or an unknown one: here this is another process, or none")
     return lines
 
 

@@ -5,11 +5,14 @@ Holds: no lock is taken and nothing is made; a log whose control block is replac
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from walpool import WALMetrics
 from walpool.cli.exits import one_line
-from walpool.cli.live.figures import duration
+from walpool.cli.live.figures import ENDED, duration
+from walpool.errors import LogReplaced, UnsafeLog
+from walpool.shared.control import ControlUnusable
 from walpool.shared.snapshot import Delta, Snapshot, WriterRow
 from walpool.system import clock
 
@@ -22,6 +25,7 @@ class Look(NamedTuple):
 class Watch:
     def __init__(self, path: str) -> None:
         """Raises LogNotFound, ControlUnusable."""
+        self._path = path
         self._metrics = WALMetrics.attach(path)
         self._last = self._metrics.snapshot()
 
@@ -30,7 +34,13 @@ class Watch:
         return self._last
 
     def look(self) -> Look:
-        now = self._metrics.snapshot()
+        """Raises LogNotFound when the log is gone, LogReplaced when another one is in its place, ControlUnusable."""
+        try:
+            now = self._metrics.snapshot()
+        except LogReplaced as error:
+            with suppress(ControlUnusable, UnsafeLog):
+                WALMetrics.attach(self._path).close()
+            raise error
         found = Look(now, now.delta(self._last))
         self._last = now
         return found
@@ -82,7 +92,7 @@ def line(look: Look, clock_text: str) -> str:
         f"{since.entries_per_s:,.0f} entries/s",
         f"{since.bytes_per_s / 1e6:,.1f} MB/s",
         f"LSN {last_lsn:,}, {max(0, last_lsn - now.durable_lsn):,} not durable",
-        f"{len(now.writers):,} writers" + (f" ({len(now.killed_writers):,} killed)" if now.killed_writers else ""),
+        f"{len(now.writers):,} writers" + (f" ({len(now.killed_writers):,} {ENDED})" if now.killed_writers else ""),
     ]
     if since.syncs:
         syncs = since.sync_duration
@@ -105,4 +115,4 @@ def errors(now: Snapshot) -> list[WriterRow]:
 
 
 def who(row: WriterRow) -> str:
-    return one_line(row.name or row.process or f"pid {row.pid}")
+    return one_line(row.name or row.process or f"pid {row.pid}{' of another pid namespace' if row.elsewhere else ''}")
