@@ -28,6 +28,7 @@ CLI_MODULES = {"signal", "subprocess", "sys", "sysconfig", "select", "io", "temp
 
 LONG_FILES = {"read/reader.py"}  # over 350 lines, and known to be: one object with one idea
 MOST_LINES = 350
+MOST_FILES = {"cli": 16, "system": 14}  # a file a command, and one a thing that the machine has; else 12
 
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(file.relative_to(SOURCE)) for file in FILES]
@@ -234,4 +235,4 @@ def test_a_file_is_short_enough_to_hold_one_idea(file: Path) -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_has_a_handful_of_files(room: str) -> None:
     files = [file for file in (SOURCE / room).glob("*.py") if file.name != "__init__.py"]
-    assert len(files) <= (16 if room == "cli" else 12), [file.name for file in files]
+    assert len(files) <= MOST_FILES.get(room, 12), [file.name for file in files]

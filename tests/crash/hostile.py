@@ -389,7 +389,7 @@ def make_mark(chance: Random) -> Sample:
 def check_mark(data: bytes, sample: Sample | None, touched: int) -> str:
     directory: Any = _Held(data)
     lsn = first_doubtful(directory, None)
-    assert lsn is None or 1 <= lsn <= MAX_LSN, f"LSN {lsn} is called doubtful"
+    assert lsn is None or 0 <= lsn <= MAX_LSN, f"LSN {lsn} is called doubtful"
     return "mark of another boot" if lsn is None else "mark read"
 
 

@@ -274,7 +274,7 @@ def test_a_path_is_split_into_directory_and_name(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("umask")
-@pytest.mark.parametrize(("mode", "bits"), [(0o600, 0o700), (0o640, 0o750), (0o660, 0o770), (0o644, 0o755)])
+@pytest.mark.parametrize(("mode", "bits"), [(0o600, 0o700), (0o640, 0o750), (0o660, 0o2770), (0o644, 0o755)])
 def test_a_directory_can_be_entered_by_whoever_may_read_its_files(tmp_path: Path, mode: int, bits: int) -> None:
     for mask in (0, 0o777):
         os.umask(mask)

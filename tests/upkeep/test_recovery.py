@@ -458,13 +458,18 @@ def test_segments_of_an_archive_become_a_log(log: Path, tmp_path: Path) -> None:
     assert read(copy, start=first).entries == entries(first, COUNT + 2)
 
 
-def test_a_directory_with_foreign_files_becomes_a_log_beside_them(log: Path) -> None:
+def test_a_directory_with_foreign_files_becomes_a_log_only_if_that_is_asked_for(log: Path) -> None:
     log.mkdir()
     (log / "notes.txt").write_text("hello")
     with pytest.raises(LogNotFound):
         WALReader(log)
-    with WALWriter(log) as writer:
+    with pytest.raises(UnsafeLog, match=r"notes\.txt.*allow_other_files"):
+        WALWriter(log)
+    assert [file.name for file in log.iterdir()] == ["notes.txt"], "and nothing was made in it"
+    with WALWriter(log, allow_other_files=True) as writer:
         assert writer.put(b"key", b"value") == 1
+    with WALWriter(log) as writer:  # now it is a log
+        assert writer.put(b"key", b"value") == 2
     assert (log / "notes.txt").read_text() == "hello"
 
 

@@ -13,11 +13,31 @@ PINS_LOCK = "pins.lock"
 CHECKPOINT = "checkpoint"
 METRICS = "metrics"
 QUARANTINE = "quarantine"
+ORIGIN = "origin"
+INGEST_LOCK = "ingest.lock"
+REWRITE = "rewrite.tmp"  # what will replace a segment, or be one, until it is whole
+LEFTOVERS = (f"{CHECKPOINT}.tmp", f"{ORIGIN}.tmp", f"{PREPARED}.tmp")  # of killed processes: nobody's
 
 MAX_LSN = (1 << 63) - 1
 LAST_OPEN_LSN = 1 << 62  # a log that claims more is forged: no writer opens it, and so none has to look for the end
 _SUFFIX = ".wal"
 _SEGMENT = re.compile(r"([0-9]{20})\.wal", re.ASCII)
+
+
+_KNOWN = {
+    CONTROL, APPEND_LOCK, SYNC_LOCK, SLOTS_LOCK, MAINTENANCE_LOCK, SYNC_FAILED, PREPARED, PINS_LOCK, CHECKPOINT,
+    METRICS, QUARANTINE, ORIGIN, INGEST_LOCK, REWRITE, *LEFTOVERS,
+}  # fmt: skip
+
+
+def is_walpools(name: str) -> bool:
+    """Whether it is one that a log's directory has, or that nobody minds: hidden files and lost+found."""
+    return (
+        name in _KNOWN
+        or name.startswith((".", f"{CONTROL}."))
+        or name == "lost+found"
+        or parse_segment_name(name) is not None
+    )
 
 
 def segment_name(first_lsn: int) -> str:

@@ -14,7 +14,7 @@ import struct
 
 from crc32c import crc32c
 
-from walpool.errors import CorruptLog
+from walpool.errors import CorruptLog, WALError
 from walpool.format.names import CHECKPOINT
 from walpool.system import clock
 from walpool.system.files import CREATE, Directory
@@ -49,11 +49,15 @@ def write_checkpoint(directory: Directory, lsn: int, mode: int) -> None:
     stated = CHECKPOINT_FILE.pack(_MAGIC, lsn, clock.time_ns(), 0, 0)
     crc = crc32c(stated[:_CRC_AT])
     directory.unlink(_NEW)  # of a process that was killed here
-    file = directory.open(_NEW, CREATE, mode)
     try:
-        file.write(stated[:_CRC_AT] + crc.to_bytes(4, "little") + bytes(4), 0)
-        file.sync()
-    finally:
-        file.close()
+        file = directory.open(_NEW, CREATE, mode)
+        try:
+            file.write(stated[:_CRC_AT] + crc.to_bytes(4, "little") + bytes(4), 0)
+            file.sync()
+        finally:
+            file.close()
+    except (OSError, WALError):
+        directory.unlink(_NEW)  # on a full disk it would be in the way of what makes room
+        raise
     directory.rename(_NEW, CHECKPOINT)
     directory.sync()

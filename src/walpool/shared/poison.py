@@ -31,8 +31,21 @@ def is_poisoned(directory: Directory) -> bool:
     return directory.identity(SYNC_FAILED) is not None
 
 
+def refuse_poisoned(directory: Directory, control: Control | None) -> None:
+    """Raises SyncFailed: nothing is removed from such a log before it was recovered."""
+    if (control is not None and control.halves[STOPPED] == POISONED) or is_poisoned(directory):
+        raise SyncFailed(
+            5,
+            f"{directory.path}: a sync failed, and nothing is removed from the log before it was recovered: close every"
+            " writer of it and open it again",
+        )
+
+
 def first_doubtful(directory: Directory, control: Control | None) -> int | None:
-    """The first LSN whose bytes may be in the page cache and not on disk, or None when the cache is of another boot."""
+    """The first LSN whose bytes may be in the page cache and not on disk, or None when the cache is of another boot.
+
+    0 when nobody says from where on: then what the segments vouch for is not in doubt, and everything above it is.
+    """
     if control is not None and control.halves[STOPPED] == POISONED:
         return _above(control.durable_lsn)
     try:
@@ -44,15 +57,15 @@ def first_doubtful(directory: Directory, control: Control | None) -> int | None:
         if boot == b"%016x%016x" % processes.boot_id():
             return _above(int(durable_lsn))
     except ValueError:
-        return 1  # a half-written mark: doubt everything
+        return 0  # a mark whose own write failed, or was cut
     finally:
         file.close()
     return None
 
 
 def _above(durable_lsn: int) -> int:
-    """The LSN behind it; a number that no log reaches says nothing, and then everything is in doubt."""
-    return durable_lsn + 1 if 0 <= durable_lsn < MAX_LSN else 1
+    """The LSN behind it; a number that no log reaches says nothing."""
+    return durable_lsn + 1 if 0 <= durable_lsn < MAX_LSN else 0
 
 
 def lift(directory: Directory) -> None:

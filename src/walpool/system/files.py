@@ -9,54 +9,17 @@ import io
 import os
 import stat
 import sys
-from types import TracebackType
 
-from walpool.errors import IOFailed, LogFull, LogNotFound, UnsafeLog, WALError
+from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
+from walpool.system.failures import typed_error as typed_error
+from walpool.system.failures import typed_errors as typed_errors
 from walpool.system.forks import reopen_after_fork
 
 _SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 READ = os.O_RDONLY
 WRITE = os.O_RDWR
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
-
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK}
-
-
-class typed_errors:
-    """An OSError inside becomes the walpool error a caller can act on; errno and cause are kept.
-
-    A class, because an opening enters it 60 times: a generator's context takes 1 us more.
-    """
-
-    __slots__ = ("_path",)
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # that, only the caller understands
-            typed = typed_error(error, self._path)
-            if typed is not error:
-                raise typed from error
-
-
-def typed_error(error: OSError, path: str) -> Exception:
-    if isinstance(error, WALError) or error.errno is None:
-        return error
-    what = os.strerror(error.errno)
-    if error.errno in _NO_SPACE:
-        return LogFull(error.errno, f"{path}: {what}; nothing was appended, retry when there is room")
-    if error.errno in _REFUSED:
-        return UnsafeLog(path, f"refused: {what}")
-    return IOFailed(error.errno, f"{path}: {what}; nothing was appended")
-
 
 _others: list[io.FileIO] = []  # kept, so that they never close what is not ours
 
@@ -252,8 +215,11 @@ class Directory:
         try:
             file.fd = calls.open(name, flags | _SAFE, mode, dir_fd=self.fd)
             file.stat = calls.fstat(file.fd)
-            if flags & os.O_CREAT and stat.S_IMODE(file.stat.st_mode) != mode:
-                calls.fchmod(file.fd, mode)
+            if flags & os.O_CREAT:
+                if stat.S_IMODE(file.stat.st_mode) != mode:
+                    calls.fchmod(file.fd, mode)
+                if self.stat.st_mode & stat.S_IWGRP and file.stat.st_gid != self.stat.st_gid:
+                    self._give_to_group(file)
             self._check(file.stat, file.path)
             return file.owned()
         except BaseException as error:
@@ -271,9 +237,26 @@ class Directory:
             raise UnsafeLog(path, f"refused: the file has {found.st_nlink} hard links, so another name can change it")
         shared = self.stat.st_mode & stat.S_IWGRP and found.st_gid == self.stat.st_gid
         if found.st_uid not in (os.geteuid(), self.stat.st_uid, 0) and not shared:
-            raise UnsafeLog(path, f"refused: the file belongs to user {found.st_uid}, not to the log's owner")
+            raise UnsafeLog(
+                path,
+                f"refused: the file belongs to user {found.st_uid}, and neither to this process (user {os.geteuid()})"
+                f" nor to the directory's owner ({self.stat.st_uid}), nor to a group that the directory is shared with:"
+                " write as one user, or make the log with mode=0o660 in a group of all that write to it",
+            )
         if self._ours and found.st_mode & stat.S_IWOTH:  # a reader may meet it: media without modes show every file so
             raise UnsafeLog(path, "refused: anyone can write to the file; take that permission away (chmod o-w)")
+
+    def _give_to_group(self, file: File) -> None:
+        """A log that a group shares: the others must be able to open what we make, whatever our own group is."""
+        try:
+            calls.fchown(file.fd, -1, self.stat.st_gid)
+            file.stat = calls.fstat(file.fd)
+        except PermissionError:
+            raise UnsafeLog(
+                file.path,
+                f"the log is shared with group {self.stat.st_gid}, and this process may not give it a file: be a member"
+                " of that group, or set the directory's setgid bit (chmod g+s) as its owner",
+            ) from None
 
     def open_or_create(self, name: str, mode: int = 0o600) -> File:
         """Open for writing, made if need be; safe when several processes do it at once."""
@@ -326,6 +309,10 @@ class Directory:
             if error.errno != errno.EEXIST:
                 raise
 
+    def mode_of_files(self) -> int:
+        """That of the log's files: the directory's without the x bits."""
+        return stat.S_IMODE(self.stat.st_mode) & 0o666
+
     def sync(self) -> None:
         calls.fsync(self.fd)
 
@@ -333,7 +320,11 @@ class Directory:
         """Raises UnsafeLog unless we may write here: our directory, or one shared with our group."""
         uid = os.geteuid()
         if self.stat.st_uid != uid and not self.stat.st_mode & stat.S_IWGRP:
-            raise UnsafeLog(self.path, f"the directory belongs to user {self.stat.st_uid}, this process is user {uid}")
+            raise UnsafeLog(
+                self.path,
+                f"the directory belongs to user {self.stat.st_uid}, and this process is user {uid}: write as that user,"
+                " or share the log with a group of both (mode=0o660, chgrp, chmod g+rwxs)",
+            )
         if self.stat.st_mode & stat.S_IWOTH:
             raise UnsafeLog(self.path, "anyone can write to the directory; take that permission away (chmod o-w)")
         self._ours = True

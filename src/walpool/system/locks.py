@@ -22,13 +22,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 from weakref import WeakSet, ref
 
 from walpool.errors import LogBusy, LogClosed
 from walpool.system.calls import calls
 from walpool.system.files import Directory, File, typed_error, typed_errors
 from walpool.system.forks import reopen_after_fork as reopen_after_fork
+from walpool.system.threads import leave as leave
+from walpool.system.threads import mutex as mutex
+from walpool.system.threads import mutexes_of_this_thread
 
 MAINTENANCE_POLL_S = 0.005
 LOCK_EX = fcntl.LOCK_EX
@@ -62,57 +65,6 @@ def itself(path: str) -> LogBusy:
         f"{path}: this thread is in the middle of a call on this log, and was interrupted by the code that calls now (a"
         " signal handler, a finaliser, a logging handler, ...); nothing was done: try again when that call has returned"
     )
-
-
-# Between threads
-
-
-class Mutex(Protocol):
-    """Threads of this process, before the lock between processes: an RLock, because it tells whether it is ours."""
-
-    def __enter__(self) -> bool: ...
-    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
-    def release(self) -> None: ...
-    def _is_owned(self) -> bool: ...
-
-
-_mutexes: "WeakSet[Any]" = WeakSet()
-
-
-def mutex(timeout_s: float | None = None) -> Mutex:
-    """A lock between threads that knows its owner; with a timeout its `with` gives up with LogBusy."""
-    made: Any = threading.RLock() if timeout_s is None else _TimedMutex()
-    if timeout_s is not None:
-        made.timeout_s = max(0.0, min(timeout_s, threading.TIMEOUT_MAX))
-    _mutexes.add(made)
-    owned: Mutex = made
-    return owned
-
-
-class _TimedMutex(type(threading.RLock())):  # type: ignore[misc]  # its __exit__ stays C's
-    timeout_s = 0.0
-
-    def __enter__(self) -> bool:
-        try:
-            if not self.acquire(True, self.timeout_s):
-                raise LogBusy(f"another thread of this process held the log for {self.timeout_s} s")
-            return True
-        except BaseException:
-            leave(self)
-            raise
-
-
-def leave(mutex: Any) -> None:
-    """Let go of it, if an exception kept this thread from doing so."""
-    while mutex._is_owned():
-        mutex.release()
-
-
-def held_by_this_thread() -> list[object]:
-    """The locks of walpool's that this thread is inside of. For tests: nothing of the user's may run then."""
-    inside: list[object] = [each for each in list(_mutexes) if each._is_owned()]
-    return inside + [each for each in list(_maintenances) if each.is_ours()]
 
 
 # Between processes
@@ -350,6 +302,12 @@ class Maintenance(io.FileIO):
 
 
 _maintenances: "WeakSet[Maintenance]" = WeakSet()
+
+
+def held_by_this_thread() -> list[object]:
+    """The locks of walpool's that this thread is inside of. For tests: nothing of the user's may run then."""
+    inside: list[object] = list(mutexes_of_this_thread())
+    return inside + [each for each in list(_maintenances) if each.is_ours()]
 
 
 def _lock_descriptor(fd: int) -> bool:

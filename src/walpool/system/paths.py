@@ -11,10 +11,11 @@ from walpool.system.files import Directory, close_descriptor, typed_error, typed
 def create_directory(path: str | os.PathLike[str], mode: int) -> None:
     """The log's directory, and its parents, unless they are there; `sync_path_to` makes them durable.
 
-    `mode` is that of the files in it; the directory gets an x bit for each r bit. Parents keep the umask's mode.
+    `mode` is that of the files in it; the directory gets an x bit for each r bit, and, when a group may write, the
+    setgid bit: whoever makes a file in it makes it for that group. Parents keep the umask's mode.
     """
     place = os.path.abspath(os.fspath(path))
-    bits = mode | (mode & 0o444) >> 2
+    bits = mode | (mode & 0o444) >> 2 | (stat.S_ISGID if mode & stat.S_IWGRP else 0)
     with typed_errors(place):
         try:
             try:

@@ -8,13 +8,32 @@ from pathlib import Path
 
 import psutil
 
+from walpool.errors import UnsafeLog
 from walpool.system.calls import calls
 
 
 def boot_id() -> tuple[int, int]:
-    """128 bits that differ after every boot, as two words."""
+    """128 bits that differ after every boot, as two words. Raises UnsafeLog where nobody tells them."""
+    global _boot_id
+    if _boot_id is None:
+        _boot_id = _read_boot_id()
+    return _boot_id
+
+
+_boot_id: tuple[int, int] | None = None
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+def _read_boot_id() -> tuple[int, int]:
     if sys.platform == "linux":
-        text = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+        try:
+            text = Path(_BOOT_ID).read_text().strip().replace("-", "")
+        except OSError as error:
+            raise UnsafeLog(
+                _BOOT_ID,
+                f"cannot be read ({error.strerror}), so nobody knows whether the log's control block is of this boot:"
+                " mount /proc there (with systemd: ProcSubset=all), or import walpool before the chroot",
+            ) from error
         number = int(text, 16)
     else:
         number = int.from_bytes(hashlib.blake2b(_boot_session(), digest_size=16).digest(), "big")
@@ -88,3 +107,9 @@ class Usage:
             except (psutil.Error, ValueError, OverflowError):
                 continue
         return found
+
+
+try:
+    boot_id()  # while it can be read: whoever opens a log may have given up the right to by then
+except UnsafeLog:
+    pass

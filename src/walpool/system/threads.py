@@ -1,14 +1,65 @@
-"""Helper threads: started so that an exception from a signal handler reaches the caller as it is, and joined."""
+"""Threads: locks between those of this process, and helpers, started so that an exception from a signal handler reaches
+the caller as it is, and joined.
+"""
 
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+from weakref import WeakSet
 
+from walpool.errors import LogBusy
 from walpool.system.calls import calls
 
 STARTING_S = 0.1  # how long a thread whose start was interrupted may take until it runs, if it ever does
 LOOK_AGAIN_S = 1e-3
+
+
+class Mutex(Protocol):
+    """Threads of this process, before the lock between processes: an RLock, because it tells whether it is ours."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+    def _is_owned(self) -> bool: ...
+
+
+_mutexes: "WeakSet[Any]" = WeakSet()
+
+
+def mutex(timeout_s: float | None = None) -> Mutex:
+    """A lock between threads that knows its owner; with a timeout its `with` gives up with LogBusy."""
+    made: Any = threading.RLock() if timeout_s is None else _TimedMutex()
+    if timeout_s is not None:
+        made.timeout_s = max(0.0, min(timeout_s, threading.TIMEOUT_MAX))
+    _mutexes.add(made)
+    owned: Mutex = made
+    return owned
+
+
+class _TimedMutex(type(threading.RLock())):  # type: ignore[misc]  # its __exit__ stays C's
+    timeout_s = 0.0
+
+    def __enter__(self) -> bool:
+        try:
+            if not self.acquire(True, self.timeout_s):
+                raise LogBusy(f"another thread of this process held the log for {self.timeout_s} s")
+            return True
+        except BaseException:
+            leave(self)
+            raise
+
+
+def leave(mutex: Any) -> None:
+    """Let go of it, if an exception kept this thread from doing so."""
+    while mutex._is_owned():
+        mutex.release()
+
+
+def mutexes_of_this_thread() -> Iterator[object]:
+    """Those that it is inside of."""
+    return (each for each in list(_mutexes) if each._is_owned())
 
 
 class Helpers:

@@ -6,11 +6,11 @@ log's directory counts, and `undo_half_moves` takes the other away before anythi
 Lock: maintenance and append, and no writer alive.
 """
 
-from walpool.format.names import QUARANTINE, parse_segment_name, segment_name
+from walpool.format.names import QUARANTINE, REWRITE, parse_segment_name, segment_name
 from walpool.system import clock
 from walpool.system.files import Directory
 
-NEW_SEGMENT = "rewrite.tmp"  # what will replace a segment, until it is whole
+NEW_SEGMENT = REWRITE
 
 
 def undo_half_moves(directory: Directory) -> None:

@@ -20,6 +20,8 @@ from walpool.format.names import (
     PINS_LOCK,
     SLOTS_LOCK,
     SYNC_LOCK,
+    is_walpools,
+    parse_segment_name,
 )
 from walpool.options import WriterOptions
 from walpool.shared import slots
@@ -130,6 +132,7 @@ def _open_log(path: str, options: WriterOptions) -> OpenLog:
     opened = _attach(directory, options)
     if isinstance(opened, OpenLog):
         return opened
+    _check_other_files(directory, options)
     with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
         opened = _attach(directory, options)  # another process may have done it while we waited
         if isinstance(opened, OpenLog):
@@ -140,6 +143,18 @@ def _open_log(path: str, options: WriterOptions) -> OpenLog:
         raise UnsafeLog(directory.path, f"the log was recovered and still cannot be used: {opened}")
     opened.report = report
     return opened
+
+
+def _check_other_files(directory: Directory, options: WriterOptions) -> None:
+    """Raises UnsafeLog for a directory that is no log yet and holds something else."""
+    names = directory.names()
+    others = sorted(name for name in names if not is_walpools(name))
+    if others and not options.allow_other_files and not any(map(parse_segment_name, names)):
+        raise UnsafeLog(
+            directory.path,
+            f"the directory holds other files ({', '.join(map(repr, others[:3]))}{', ...' if len(others) > 3 else ''})"
+            " and is not a log: give the log a directory of its own, or pass allow_other_files=True",
+        )
 
 
 def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:

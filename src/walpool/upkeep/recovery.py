@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 
-from walpool.errors import CorruptLog, SyncFailed, WALError
+from walpool.errors import CorruptLog, LogFull, SyncFailed, WALError
 from walpool.format.header import WALHeader
-from walpool.format.names import LAST_OPEN_LSN, segment_name
+from walpool.format.names import LAST_OPEN_LSN, LEFTOVERS, PREPARED, segment_name
 from walpool.options import RecoveryMode
 from walpool.read.scan import FrameWindow, SegmentScan, scan_segment
 from walpool.shared.catalog import Segment, is_zero, list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import LogState, create_control, last_totals, leftover
+from walpool.shared.origin import new_origin, write_origin
 from walpool.shared.poison import lift
 from walpool.system import clock, processes
 from walpool.system.files import CREATE, Directory
@@ -181,7 +182,13 @@ def recover(
     Raises SyncFailed when the disk still fails; then nothing was lifted and opening again tries again.
     """
     try:
-        return _recover(directory, mode, reason, file_mode, doubtful_lsn, whole)
+        try:
+            return _recover(directory, mode, reason, file_mode, doubtful_lsn, whole)
+        except LogFull:
+            if directory.identity(PREPARED) is None:
+                raise
+            directory.unlink(PREPARED)  # zeros for later: now is when their room is needed
+            return _recover(directory, mode, reason, file_mode, doubtful_lsn, whole)
     except OSError as error:
         if isinstance(error, WALError):
             raise
@@ -192,9 +199,11 @@ def _recover(
     directory: Directory, mode: RecoveryMode, reason: str, file_mode: int, doubtful_lsn: int | None, whole: bool
 ) -> RecoveryReport:
     for name in directory.names():
-        if leftover(name):
+        if leftover(name) or name in LEFTOVERS:
             directory.unlink(name)
     undo_half_moves(directory)
+    if doubtful_lsn == 0:
+        doubtful_lsn = survey(directory, mode).durable_lsn + 1
     if doubtful_lsn is not None:
         rewrite(directory, doubtful_lsn, file_mode)
     found = survey(directory, mode, whole=whole)
@@ -202,6 +211,7 @@ def _recover(
         last = found.scans[-1]
         raise CorruptLog(last.path, last.end, found.next_lsn, "no log has so many entries")
     if not found.segments:
+        write_origin(directory, new_origin(), file_mode, durable=False)
         sync_path_to(directory)  # before the first segment: whoever finds one need not do it again
     totals = recount(directory, last_totals(directory), found.segments, found.scans, found.next_lsn)
     for scan in found.scans:
@@ -323,8 +333,10 @@ def _start_segment(directory: Directory, found: Survey, quarantined: list[str], 
         file.write(header.encode(), 0)
         file.sync()
         aside = put_in_place(directory, found.next_lsn, replaces=found.next_lsn in found.segments)
-    except BaseException:
+    except BaseException as error:
         file.close()
+        if isinstance(error, LogFull):
+            directory.unlink(NEW_SEGMENT)
         raise
     if aside is not None:
         quarantined.append(aside)

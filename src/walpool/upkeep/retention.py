@@ -16,7 +16,9 @@ from walpool.options import Retention
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import LogState
+from walpool.shared.origin import new_origin, read_origin, write_origin
 from walpool.shared.pins import oldest_pin
+from walpool.shared.poison import refuse_poisoned
 from walpool.system import clock
 from walpool.system.files import Directory, typed_errors
 
@@ -62,7 +64,8 @@ def removable(
 
 
 def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bool = False) -> PruneReport:
-    """Apply the rule now. Raises CorruptLog for a damaged checkpoint file."""
+    """Apply the rule now. Raises CorruptLog for a damaged checkpoint file, SyncFailed for a log that has to recover."""
+    refuse_poisoned(directory, None)
     segments = [first for first in list_segments(directory) if first <= state.segment]  # a later one is half done
     sealed = [_sealed(directory, *pair) for pair in pairwise(segments)]
     if rule.max_age is not None:
@@ -71,6 +74,7 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
     gone, held = removable(sealed, state.tail, rule, read_checkpoint(directory), pin, clock.time_ns())
     if not dry_run and gone:
         with typed_errors(directory.path):
+            _note(directory, segments[gone])
             directory.sync()  # the segments that stay: a power cut must not leave fewer of them than it removed
             for segment in sealed[:gone]:
                 directory.unlink(segment_name(segment.first_lsn))
@@ -81,6 +85,14 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
         first_lsn=segments[gone] if segments else 1,
         held_by_pins=held,
     )
+
+
+def _note(directory: Directory, first_lsn: int) -> None:
+    """Say how much retention removes, before it does: what else is missing then was removed by somebody else."""
+    found = read_origin(directory)
+    if found is None:
+        found = new_origin()
+    write_origin(directory, found._replace(first_lsn=first_lsn), directory.mode_of_files(), durable=True)
 
 
 def _sealed(directory: Directory, first_lsn: int, next_lsn: int) -> SealedSegment:

@@ -9,7 +9,7 @@ Lock: maintenance and append, and no writer alive.
 
 from crc32c import crc32c
 
-from walpool.errors import CorruptLog
+from walpool.errors import CorruptLog, LogFull
 from walpool.format.frame import FRAME_PREFIX, Frame, seal
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.read.scan import FrameWindow
@@ -25,6 +25,9 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
     A frame with that LSN inside is copied whole, and the segment then has its name.
     """
     segments = list_segments(directory)
+    if not segments:
+        return
+    first_lsn = max(first_lsn, segments[0])  # what retention removed is in no doubt
     inside = [first for first in segments if first <= first_lsn][-1:] + [
         first for first in segments if first > first_lsn
     ]
@@ -40,6 +43,9 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
             directory.sync()  # before a segment behind these says that all of them is durable
         else:
             directory.unlink(NEW_SEGMENT)
+    except LogFull:
+        directory.unlink(NEW_SEGMENT)
+        raise
     finally:
         file.close()
 

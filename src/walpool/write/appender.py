@@ -101,7 +101,7 @@ class Appender:
         self._pwrite = calls.pwrite
         self._write_rest: Callable[..., None] = write_rest
         self._cut_back: Callable[..., None] = cut_back
-        self._wait_for_lock: Callable[[int], None] = self._wait_and_tell
+        self._wait_for_lock: Callable[[int], None] = self.waits.wait
         self._time_ns = calls.time_ns
         self._words = log.control.words
         self._block = log.control.bytes
@@ -225,18 +225,14 @@ class Appender:
 
     def _append_sharing(self, body: bytes, count: int, largest: int) -> int:
         """Of a writer that shares its row: others add to these words too, so some counts are lost, and none go back."""
-        first_lsn = self._append(body, count, largest)
-        assert self._row is not None
-        self._row.add(BATCHES)
-        self._row.add(BYTES, FRAME_BYTES + len(body))
+        first_lsn, row = self._append(body, count, largest), self._row
+        assert row is not None
+        row.add(BATCHES)
+        row.add(BYTES, FRAME_BYTES + len(body))
         if count > 1:
-            self._row.add(MORE_ENTRIES, count - 1)
-            self._row.add(bucket_word(BATCH, count))
+            row.add(MORE_ENTRIES, count - 1)
+            row.add(bucket_word(BATCH, count))
         return first_lsn
-
-    def _wait_and_tell(self, weight: int) -> None:
-        if self.waits.wait(weight):
-            self.chores = True
 
     def rotate(self) -> bool:
         """Seal the active segment now; False when nothing is in it."""
@@ -246,14 +242,9 @@ class Appender:
         if self._words[STOP]:
             self._attend()
         state = self._log.control.state()
-        if state.next_lsn == state.segment:
-            return False
-        self._start_next(state)
-        return True
-
-    def ask_for_chores(self) -> None:
-        """Have the next append do them."""
-        self.chores = True
+        if state.next_lsn > state.segment:
+            self._start_next(state)
+        return state.next_lsn > state.segment
 
     def _make_room(self, frame_bytes: int, state: LogState) -> LogState:
         """Have the segment open that the frame goes into, which may be the next one. Lock: append."""

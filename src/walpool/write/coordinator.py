@@ -14,6 +14,7 @@ from walpool.errors import LogBusy, LogClosed, WALError
 from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
+from walpool.shared.poison import refuse_poisoned
 from walpool.shared.slots import MAX_SLOTS
 from walpool.system.locks import ByteLocks, Maintenance, mutex
 from walpool.system.threads import Helpers
@@ -88,6 +89,7 @@ class Coordinator:
             self._committer.settle(sealed_lsn, background=True)
         self._trim(sealed_lsn + 1)
         if options.retention is not None:
+            refuse_poisoned(directory, self._log.control)
             try:
                 with Maintenance(directory, MAINTENANCE_LOCK, 0, lock_mode(options)):
                     prune(directory, self._log.control.state(), options.retention)

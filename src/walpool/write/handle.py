@@ -7,10 +7,11 @@ of them: it works, or raises at once. Warnings are logged when no lock is held a
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 from weakref import proxy, ref
 
-from walpool.errors import BatchTooLarge, LogBusy, LogClosed, WALError
+from walpool.errors import BatchTooLarge, LogBusy, LogClosed, LogFull, WALError
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
 from walpool.options import SyncMode, WriterOptions
@@ -21,6 +22,7 @@ from walpool.system.forks import reopen_after_fork
 from walpool.system.locks import itself, mutex
 from walpool.upkeep.opening import OpenLog, open_log
 from walpool.upkeep.recovery import RecoveryReport
+from walpool.upkeep.room import make_room
 from walpool.write.appender import Appender, Retired
 from walpool.write.at_exit import Closable, close_at_exit, forget
 from walpool.write.buffer import Buffer
@@ -68,7 +70,7 @@ class Handle:
                 raise LogClosed(f"{self.path}: the writer is closed")
             if self.session is not None:
                 return self.session
-            opened = open_log(self.path, self.options)
+            opened = self._open_log()
             session = Session(opened, self.options, self._claim_row(opened, notes))
             self.report = opened.report
             self.session = session
@@ -85,6 +87,14 @@ class Handle:
         for note in notes + (opened.report.told(self.path) if opened.report is not None else []):
             log.warning("%s", note)
         return session
+
+    def _open_log(self) -> OpenLog:
+        try:
+            return open_log(self.path, self.options)
+        except LogFull:
+            if self.options.retention is None or not make_room(self.path, self.options).removed:
+                raise
+            return open_log(self.path, self.options)
 
     def _claim_row(self, opened: OpenLog, notes: list[str]) -> SlotRow | None:
         options = self.options
@@ -199,7 +209,7 @@ class Handle:
             appender.wanted = False
             session.coordinator.wake()
         if self.options.sync_interval_s is not None:
-            session.committer.sync_within(self.options.sync_interval_s, appender.ask_for_chores)
+            session.committer.sync_within(self.options.sync_interval_s, partial(setattr, appender, "chores", True))
 
     def close(self) -> None:
         """See WALWriter.close."""

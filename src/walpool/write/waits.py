@@ -7,7 +7,6 @@ from walpool.shared.slot_rows import DOING, IDLE, SINCE_NS, WAITING, SlotRow
 from walpool.system.calls import calls
 from walpool.system.locks import LOCK_EX, ProcessLock
 
-WAITS_TOGETHER = 64  # are counted at once, or whatever there is when names are compared
 LOCK_NS = 5_000  # a lock that took no longer was free
 
 
@@ -19,11 +18,11 @@ class Waits:
         self._monotonic_ns = calls.monotonic_ns
         self._waited_ns: list[int] = []  # not counted yet
 
-    def wait(self, weight: int) -> bool:
-        """Wait for the lock, say so, and take it down `weight` times; whether there are enough to be counted."""
+    def wait(self, weight: int) -> None:
+        """Wait for the lock, say so, and take it down `weight` times."""
         if self._row is None:
             self._lock.take(self._lock.fd, LOCK_EX)
-            return False
+            return
         words = self._row.words
         words[SINCE_NS] = self._time_ns()  # for people
         began = self._monotonic_ns()
@@ -35,7 +34,6 @@ class Waits:
         waited_ns = self._monotonic_ns() - began
         if waited_ns > LOCK_NS:
             self._waited_ns += [waited_ns] * weight
-        return len(self._waited_ns) >= WAITS_TOGETHER
 
     def __bool__(self) -> bool:
         return bool(self._waited_ns)

@@ -14,6 +14,7 @@ from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, bad_tim
 from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
 from walpool.shared.metrics import WALMetrics
+from walpool.shared.poison import refuse_poisoned
 from walpool.system.calls import calls
 from walpool.system.files import typed_errors
 from walpool.system.locks import Maintenance, held_by_this_thread
@@ -215,6 +216,7 @@ class WALWriter:
 
         def remove(session: Session) -> PruneReport:
             log = session.log
+            refuse_poisoned(log.directory, log.control)
             with Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
                 return prune(log.directory, log.control.state(), options.retention or Retention())
 

@@ -1,0 +1,80 @@
+"""The origin: which log this is, and how much of its beginning retention has removed.
+
+    at  size  field
+     0     8  magic      WALORIGN
+     8    16  id         random, of this log; a copy that walpool makes has one of its own
+    24     8  first_lsn  the first LSN that retention has kept; 1: it removed nothing
+    32     4  crc        CRC32C of bytes 0-31
+    36     4  reserved   0
+
+Holds: the file is replaced whole, under one rename, and durable before retention removes what it covers. So a segment
+that is missing at the beginning was removed by somebody else unless this says otherwise. A log without the file, as
+older ones are, and one whose file is damaged, says nothing. Lock: maintenance.
+"""
+
+import struct
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from walpool.errors import WALError
+from walpool.format.names import MAX_LSN, ORIGIN
+from walpool.system import processes
+from walpool.system.files import CREATE, READ, Directory
+
+ORIGIN_FILE = struct.Struct("<8s 16s Q I I")
+ORIGIN_BYTES = 40
+assert ORIGIN_FILE.size == ORIGIN_BYTES
+_MAGIC = b"WALORIGN"
+_CRC_AT = 32
+_NEW = f"{ORIGIN}.tmp"
+
+
+class Origin(NamedTuple):
+    id: bytes
+    first_lsn: int
+
+
+def new_origin(first_lsn: int = 1) -> Origin:
+    words = processes.random_word(), processes.random_word()
+    return Origin(b"".join(word.to_bytes(8, "little") for word in words), first_lsn)
+
+
+def read_origin(directory: Directory) -> Origin | None:
+    """What it says, or None when it says nothing."""
+    try:
+        file = directory.open(ORIGIN, READ)
+    except (FileNotFoundError, WALError):
+        return None
+    try:
+        data = file.read(ORIGIN_BYTES + 1, 0)
+    except WALError:
+        return None
+    finally:
+        file.close()
+    if len(data) != ORIGIN_BYTES:
+        return None
+    magic, log_id, first_lsn, crc, _ = ORIGIN_FILE.unpack(data)
+    if magic != _MAGIC or crc != crc32c(data[:_CRC_AT]) or not 1 <= first_lsn <= MAX_LSN:
+        return None
+    return Origin(log_id, first_lsn)
+
+
+def write_origin(directory: Directory, origin: Origin, mode: int, *, durable: bool) -> None:
+    """Durable when this returns, if asked for: a log whose note is lost says nothing, and that is no finding."""
+    stated = ORIGIN_FILE.pack(_MAGIC, *origin, 0, 0)[:_CRC_AT]
+    directory.unlink(_NEW)  # of a process that was killed here
+    try:
+        file = directory.open(_NEW, CREATE, mode)
+        try:
+            file.write(stated + crc32c(stated).to_bytes(4, "little") + bytes(4), 0)
+            if durable:
+                file.sync()
+        finally:
+            file.close()
+        directory.rename(_NEW, ORIGIN)
+    except WALError:
+        directory.unlink(_NEW)  # on a full disk it would be in the way of what makes room
+        raise
+    if durable:
+        directory.sync()
