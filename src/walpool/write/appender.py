@@ -242,9 +242,8 @@ class Appender:
         if self._words[STOP]:
             self._attend()
         state = self._log.control.state()
-        if state.next_lsn > state.segment:
-            self._start_next(state)
-        return state.next_lsn > state.segment
+        empty = state.next_lsn == state.segment
+        return not empty and bool(self._start_next(state))
 
     def _make_room(self, frame_bytes: int, state: LogState) -> LogState:
         """Have the segment open that the frame goes into, which may be the next one. Lock: append."""
