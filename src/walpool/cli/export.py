@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> Exit:
         raise CommandError(Exit.IO, f"{args.host} port {args.port}: {one_line(str(error))}") from None
     with closing(server):
         host, port = server.server_address[:2]
-        warn(f"walpool export: http://{host!s}:{port}/metrics, and / for people; Ctrl-C ends it")
         try:
+            warn(f"walpool export: http://{host!s}:{port}/metrics, and / for people; Ctrl-C ends it")
             server.serve_forever()
         except KeyboardInterrupt:
             pass  # that is how one ends it

@@ -6,13 +6,11 @@ waits for the lock, and reads the log when nobody appends lines any more.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import FrameType
 
 from walpool import SyncMode, WALWriter
 from walpool.cli.exits import CommandError, Exit
@@ -21,7 +19,7 @@ from walpool.cli.pool.feed import STDIN_NAME, ChainFeed, Feed, FileFeed, StdinFe
 from walpool.cli.pool.ledger import for_sources, read_whole
 from walpool.cli.pool.lines import Run, Source, parcel_bytes_for
 from walpool.cli.pool.worker import WorkerOptions
-from walpool.system import clock
+from walpool.system import clock, signals
 from walpool.system.files import Directory
 from walpool.system.locks import try_lock
 
@@ -165,10 +163,10 @@ def _loading_lock(options: LoadOptions, say: Callable[[str], None]) -> Iterator[
 
 @contextmanager
 def _first_interrupt(crew: Crew, feed: Feed) -> Iterator[list[int]]:
-    """The first Ctrl-C inside ends the loading in order, and is in the list; the second is a KeyboardInterrupt."""
+    """The first Ctrl-C, SIGTERM or SIGHUP ends the loading in order, and is in the list; the second interrupts it."""
     interrupts: list[int] = []
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int) -> None:
         interrupts.append(number)
         if len(interrupts) > 1:
             raise KeyboardInterrupt
@@ -177,8 +175,5 @@ def _first_interrupt(crew: Crew, feed: Feed) -> Iterator[list[int]]:
         else:
             crew.stop()
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
+    with signals.handled(on_signal):
         yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)

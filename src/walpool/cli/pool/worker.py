@@ -6,7 +6,6 @@ the parent is gone, and when it is killed, at any instruction, the log says how 
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from walpool.cli.pool.lines import Parcel, printable
 from walpool.format.entry import ENTRY_BYTES
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
+from walpool.system import signals
 from walpool.system.clock import monotonic, time_ns
 
 LOOK_EVERY_S = 0.02  # for the parent: asking the kernel costs as much as a small batch
@@ -56,7 +56,7 @@ class ParentGone(Exception):
 
 def run(connection_fd: int) -> None:
     """Serve the parent at the other end of the socket `connection_fd` until it closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signals.ignore_all()  # they are the parent's to answer
     with Connection(connection_fd) as parent, suppress(ParentGone, EOFError, ConnectionError):
         try:
             _serve(parent)
