@@ -6,13 +6,14 @@ wrong with the log ends the screen, and is said when the terminal is a person's 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from textual.app import App, ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Sparkline, Static
@@ -23,7 +24,7 @@ from walpool.cli.live.watch import Look, Watch, as_dict, errors, who
 from walpool.errors import WALError
 from walpool.shared.histogram import Histogram
 from walpool.shared.snapshot import Delta, Snapshot, WriterRow
-from walpool.system import clock
+from walpool.system import clock, signals
 from walpool.system.processes import Usage
 
 LOOKS_KEPT = 240
@@ -41,6 +42,26 @@ Rates are those since the last look; latencies those of the window, since r or s
 An append is timed about once in a thousand. A lock wait counts every append: one that did not wait as 0.
 A writer that ended without close() is marked killed until another takes its slot.
 CPU and memory are those of the whole process. * marks figures of all writers beyond the last row."""
+
+
+def show(app: MonitorApp) -> None:
+    """Run the screen until somebody quits; a signal quits it too, so that the terminal is left as it was found."""
+    asyncio.run(_show(app))
+
+
+async def _show(app: MonitorApp) -> None:
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def quit_app(number: int) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt  # it did not do so the first time
+        asked = True
+        loop.call_soon_threadsafe(app.exit)
+
+    with signals.handled(quit_app):
+        await app.run_async()
 
 
 class Help(ModalScreen[None]):
@@ -68,6 +89,7 @@ class MonitorApp(App[None]):
         ("c", "copy", "Copy JSON"),
         ("question_mark", "help", "Help"),
         ("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),  # else it says that q quits
     ]
 
     def __init__(self, path: str, watch: Watch, interval_s: float) -> None:
