@@ -72,7 +72,8 @@ class WALCollector(Collector):
 
     def __init__(self, path: str | os.PathLike[str], name: str | None = None) -> None:
         self._path = os.path.abspath(os.fspath(path))
-        self._name = os.path.basename(self._path) if name is None else name
+        found = os.path.basename(self._path) if name is None else name
+        self._name = found.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a label is text
         self._metrics: WALMetrics | None = None
         self._lock = Lock()  # two scrapes at once
 
