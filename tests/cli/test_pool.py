@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from walpool import SyncMode, WALWriter
 from walpool.cli.exits import CommandError, Exit
 from walpool.cli.ingest import source
-from walpool.cli.pool import crew, lines
+from walpool.cli.pool import crew
 from walpool.cli.pool.ledger import Ledger, SourceChanged, without_published
 from walpool.cli.pool.lines import LineCutter, Parcel, Run, file_runs
 from walpool.cli.pool.load import LoadOptions, Reports, load
+from walpool.cli.pool.sources import READ_BYTES
 
 from .conftest import Run as RunCommand
 from .conftest import Start, assert_no_traceback, entries, lines_of, values_by_key, write_lines
@@ -24,8 +25,8 @@ from .conftest import Start, assert_no_traceback, entries, lines_of, values_by_k
 @given(st.lists(st.binary(max_size=12).map(lambda data: data.replace(b"b", b"\n"))))
 def test_lines_do_not_depend_on_how_the_bytes_come(pieces: list[bytes]) -> None:
     cutter = LineCutter(b"name")
-    runs = [run for piece in pieces if (run := cutter.feed(piece)) is not None]
-    runs += [run] if (run := cutter.finish()) is not None else []
+    runs = [run for piece in pieces for run in cutter.feed(piece)]
+    runs += cutter.finish()
     data = b"".join(pieces)
     expected = data.split(b"\n")
     if not expected[-1]:
@@ -38,16 +39,21 @@ def test_lines_do_not_depend_on_how_the_bytes_come(pieces: list[bytes]) -> None:
 def test_runs_of_a_file_stay_small_and_are_cut_at_line_ends(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "lines.txt", 50_000)
     runs = list(file_runs(source(str(file))))
-    assert len(runs) > 3 and max(len(run.data) for run in runs) <= lines.RUN_BYTES + 200
+    assert len(runs) > 3 and max(len(run.data) for run in runs) <= READ_BYTES + 200
     assert b"".join(run.data for run in runs) == file.read_bytes()
 
 
-def test_a_file_is_read_up_to_the_size_it_had(tmp_path: Path) -> None:
+def test_a_file_is_read_up_to_the_size_it_has_when_it_is_opened(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"one\ntwo\n")
-    seen = source(str(file))
-    file.write_bytes(b"one\ntwo\nthree\n")
-    assert [run.data for run in file_runs(seen)] == [b"one\ntwo\n"]
+    reading = file_runs(source(str(file)))
+    with file.open("ab") as more:
+        more.write(b"three\n")
+    data = [next(reading).data]
+    with file.open("ab") as more:
+        more.write(b"four\n")
+    data += [run.data for run in reading]
+    assert data == [b"one\ntwo\nthree\n"]
 
 
 RUN = Run(b"f", 3, 4, b"c\nd\ne\nf\n")

@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> Exit:
 class Server(ThreadingHTTPServer):
     """Answers a few requests at once, each within TIMEOUT_S.
 
-    When all places are taken, the client that has been asking for longest, without an end, loses its own. So clients that
-    send slowly, or nothing, keep nobody out, however many they are.
+    When all places are taken, the client that has been asking for longest, without an end, loses its own. So clients
+    that send slowly, or nothing, keep nobody out, however many they are.
     """
 
     daemon_threads = True

@@ -57,8 +57,13 @@ def _put_bytes(fields: dict[str, object], name: str, data: bytes) -> None:
         fields[f"{name}_base64"] = b64encode(data).decode("ascii")
 
 
-def megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+def amount(count: float) -> str:
+    """Bytes with three figures and a unit that fits: 92 B, 28.0 KB, 1.50 MB, 2,048 GB."""
+    for unit, worth in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= worth * 0.9995:  # 999.9 KB is 1.00 MB
+            number = count / worth
+            return f"{number:,.{2 if number < 9.995 else 1 if number < 99.95 else 0}f} {unit}"
+    return f"{count:,.0f} B"
 
 
 def warn(text: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from walpool import Retention, WALWriter
 from walpool.cli.exits import Exit
-from walpool.cli.output import megabytes, print_json
+from walpool.cli.output import amount, print_json
 from walpool.upkeep.repair import require_log
 
 
@@ -33,6 +33,6 @@ def run(args: argparse.Namespace) -> Exit:
         print_json(asdict(report))
     else:
         held = f"; {report.held_by_pins} kept for readers" if report.held_by_pins else ""
-        gone = f"removed {len(report.removed)} segments, {megabytes(report.bytes)}"
+        gone = f"removed {len(report.removed)} segments, {amount(report.bytes)}"
         print(f"{gone}; LSN {report.first_lsn} is the first{held}")
     return Exit.OK

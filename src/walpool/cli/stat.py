@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from walpool import WALMetrics
 from walpool.cli.exits import Exit, one_line
 from walpool.cli.live.figures import failure_kinds, spread, writer_table
-from walpool.cli.output import megabytes, print_json
+from walpool.cli.output import amount, print_json
 from walpool.errors import LogNotFound
 from walpool.format.names import segment_name
 from walpool.read.scan import FrameWindow, scan_segment
@@ -130,7 +130,7 @@ def render(found: Standing) -> str:
     ]
     lines += [f"control   {found.reason}: these are the segments' own figures"] if found.reason else []
     lines += _totals(found.snapshot) if found.snapshot is not None else []
-    lines.append(f"segments  {len(found.segments):,}, {megabytes(sum(row.bytes for row in found.segments))}")
+    lines.append(f"segments  {len(found.segments):,}, {amount(sum(row.bytes for row in found.segments))}")
     hidden = len(found.segments) - ROWS_SHOWN
     lines += [f"          {hidden:,} older ones, all sealed"] if hidden > 0 else []
     lines += [f"          {row.name}  {row.bytes:>13,} bytes  {row.state}" for row in found.segments[-ROWS_SHOWN:]]
@@ -139,7 +139,7 @@ def render(found: Standing) -> str:
 
 def _totals(totals: Snapshot) -> list[str]:
     return [
-        f"appended  {totals.batches_total:,} batches, {megabytes(totals.bytes_written)};"
+        f"appended  {totals.batches_total:,} batches, {amount(totals.bytes_written)};"
         f" entries of {totals.avg_entry_size:,.0f} bytes on average, {totals.max_entry_size:,} at most",
         f"failed    {totals.writes_failed:,} appends{failure_kinds(totals.failures_by_kind)}",
         f"synced    {totals.sync_total:,} times, {spread(totals.sync_duration)}; {totals.rotation_count:,} rotations",

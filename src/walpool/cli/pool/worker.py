@@ -14,7 +14,8 @@ from pathlib import Path
 
 from walpool import BatchTooLarge, EntryTooLarge, Operation, SyncMode, WALEntry, WALWriter
 from walpool.cli.exits import EXPECTED, CommandError, Exit, describe
-from walpool.cli.pool.lines import Parcel, printable
+from walpool.cli.pool.lines import Parcel
+from walpool.cli.pool.sources import printable
 from walpool.format.entry import ENTRY_BYTES
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
