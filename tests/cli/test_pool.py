@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -113,6 +114,23 @@ def test_workers_that_never_work_end_the_command(log: Path, tmp_path: Path, monk
         load(LoadOptions(log, 2, SyncMode.NORMAL, 1 << 20, 10, 1.0), [source(str(file))], None, reports)
     assert caught.value.code is Exit.IO
     assert len(said) == 5 and all("ended with code 3" in line for line in said)
+
+
+def test_what_every_worker_warns_of_is_said_once(run: RunCommand, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import logging, sys\n"
+        "if 'walpool' in ' '.join(sys.orig_argv):\n"
+        "    from walpool import WALWriter\n"
+        "    opening = WALWriter.__init__\n"
+        "    def warns(self, *args, **options):\n"
+        "        opening(self, *args, **options)\n"
+        "        logging.getLogger('walpool').warning('this happens to everyone')\n"
+        "    WALWriter.__init__ = warns\n"
+    )
+    files = [write_lines(tmp_path / f"file{number}", 20_000) for number in range(4)]
+    ended = run("ingest", log, *files, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert ended.code == 0
+    assert ended.err == "walpool: this happens to everyone\n"
 
 
 def test_a_full_disk_ends_the_command_and_the_same_command_goes_on(

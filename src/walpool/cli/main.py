@@ -13,6 +13,7 @@ from importlib import import_module
 
 from walpool import __version__
 from walpool.cli.exits import EXPECTED, Exit, describe
+from walpool.cli.output import log_said_once
 from walpool.system import signals
 from walpool.system.console import drop_output, let_readers_go, whole_output
 
@@ -36,7 +37,7 @@ WRITERS = {"demo", "ingest", "checkpoint", "prune"}  # those that open a log to 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run `walpool` with `argv` (`sys.argv[1:]` if None) and return its exit code; argparse raises SystemExit."""
     words = list(sys.argv[1:] if argv is None else argv)
-    with signals.interrupting(), whole_output():
+    with signals.interrupting(), whole_output(), log_said_once():
         try:
             code = _run(words)
         except KeyboardInterrupt:  # a second one, or one that came when all was said

@@ -6,11 +6,14 @@ Holds: text on one line stays on one line, and nothing in an entry can draw on t
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from walpool import Operation, WALEntry
+from walpool.cli.exits import one_line
 
 SCHEMA = 1  # of every JSON object a command prints; it changes when a field changes its meaning or goes
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -64,6 +67,31 @@ def amount(count: float) -> str:
             number = count / worth
             return f"{number:,.{2 if number < 9.995 else 1 if number < 99.95 else 0}f} {unit}"
     return f"{count:,.0f} B"
+
+
+class SaidOnce(logging.Handler):
+    """What walpool logs, said to the person: each thing once, however many processes or calls meet it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = one_line(record.getMessage())
+        if text not in self._said:
+            self._said.add(text)
+            warn(f"walpool: {text}")
+
+
+@contextmanager
+def log_said_once() -> Iterator[None]:
+    handler = SaidOnce()
+    logger = logging.getLogger("walpool")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def warn(text: str) -> None:
