@@ -70,13 +70,15 @@ class held:
 
     def __enter__(self) -> None:
         global _held
-        _held = threading.current_thread() is threading.main_thread()  # the only one that handlers run in
+        if threading.current_thread() is threading.main_thread():  # the only one that handlers run in
+            _held = True
 
     def __exit__(self, *exception: object) -> None:
         global _held
-        _held = False
-        while _waiting:
-            _waiting.pop()()
+        if threading.current_thread() is threading.main_thread():
+            _held = False
+            while _waiting:
+                _waiting.pop()()
 
 
 def ignore_all() -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
+from textual.drivers.linux_driver import LinuxDriver
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Sparkline, Static
 
@@ -47,7 +49,22 @@ CPU and memory are those of the whole process. * marks figures of all writers be
 
 def show(app: MonitorApp) -> None:
     """Run the screen until somebody quits; a signal quits it too, so that the terminal is left as it was found."""
+    app.driver_class = Terminal
+    Terminal.file = sys.stderr
     asyncio.run(_show(app))
+
+
+class Terminal(LinuxDriver):
+    """Textual's driver, writing to our stderr: a terminal that is gone must not end the thread that writes to it.
+
+    The screen would wait for that thread for ever.
+    """
+
+    file: ClassVar[TextIO]  # Textual puts another in its place while it runs
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._file = self.file  # type: ignore[assignment]  # Textual's says that it is Python's first stderr
 
 
 async def _show(app: MonitorApp) -> None:
