@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
+import termios
+from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support import until
 from walpool import WALWriter
+from walpool.cli.ingest import source
+from walpool.cli.pool.feed import FileFeed
+from walpool.cli.pool.ledger import Ledger
+from walpool.cli.pool.lines import Intake
 
-from .conftest import WALPOOL, Running, Start, entries, wait_for_entries
+from .conftest import WALPOOL, Running, Start, entries, wait_for_entries, write_lines
 
 TERM, HUP = signal.SIGTERM, signal.SIGHUP
 # Words, and what says that the command is at work: a line of stdout or of stderr.
@@ -63,6 +72,36 @@ def test_no_line_that_was_read_from_stdin_is_lost(start: Start, log: Path, numbe
     assert ended.code == 128 + number
     assert "interrupted; every line that was read is in the log" in ended.err
     assert [entry.value for entry in entries(log)] == [b"one", b"two"]
+
+
+def test_half_a_line_that_looks_packed_is_not_lost(start: Start, log: Path) -> None:
+    running = start("ingest", log, "--verbose", stdin=subprocess.PIPE)
+    assert running.process.stdin is not None
+    running.process.stdin.write(b"BZ")
+    running.process.stdin.flush()
+    until(lambda: (log / "ingest.lock").exists(), "the log is open")
+    until(lambda: drained(running.process.stdin), "the bytes have been read")
+    running.process.send_signal(TERM)
+    assert running.wait().code == 128 + TERM
+    assert [entry.value for entry in entries(log)] == [b"BZ"]
+
+
+def drained(pipe: Any) -> bool:
+    waiting = array("i", [0])
+    fcntl.ioctl(pipe.fileno(), termios.FIONREAD, waiting)
+    return waiting[0] == 0
+
+
+def test_a_signal_ends_the_skipping_of_what_is_in_already(log: Path, tmp_path: Path) -> None:
+    files = [write_lines(tmp_path / f"file{number}", 10) for number in range(3)]
+    ledger = Ledger({str(file).encode(): 10 for file in files})
+    for file in files:
+        for number, line in enumerate(file.read_bytes().splitlines(), 1):
+            ledger.note(f"{file}:{number}".encode(), line)
+    feed = FileFeed([source(str(file)) for file in files], ledger, 1000, Intake())
+    feed.end_early()
+    assert feed.take() is None
+    assert feed.skipped == 0
 
 
 def test_workers_leave_a_signal_to_the_whole_group_to_their_parent(start: Start, log: Path) -> None:

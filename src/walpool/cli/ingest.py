@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from io import FileIO
 from pathlib import Path
+from select import select
 
 from walpool import SyncMode
 from walpool.cli.exits import CommandError, Exit, one_line
@@ -24,7 +25,7 @@ from walpool.cli.output import amount, print_json, warn
 from walpool.cli.pool.crew import MAX_WORKERS
 from walpool.cli.pool.lines import LongLines, Run
 from walpool.cli.pool.load import Loaded, LoadOptions, Reports, load
-from walpool.cli.pool.sources import Source, look
+from walpool.cli.pool.sources import READ_BYTES, Source, look
 from walpool.cli.progress import Progress
 from walpool.options import DEFAULT_SIZE_LIMIT, MAX_SIZE_LIMIT
 from walpool.system.inputs import NotRegular
@@ -133,7 +134,7 @@ def exit_of(loaded: Loaded, long_lines: LongLines = LongLines.ERROR) -> Exit:
 def listed(place: str) -> list[str]:
     """The names in a file, or in stdin: between line feeds, or between zero bytes if there are any (find -print0)."""
     try:
-        data = _stdin().readall() if place == "-" else Path(place).read_bytes()
+        data = _whole(_stdin()) if place == "-" else Path(place).read_bytes()
     except OSError as error:
         raise CommandError(Exit.USAGE, f"{one_line(place)}: {error.strerror}") from error
     names = data.split(b"\0" if b"\0" in data else b"\n")
@@ -243,6 +244,17 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds
+
+
+def _whole(file: FileIO) -> bytes:
+    """All of it, also where somebody made it non-blocking."""
+    parts: list[bytes] = []
+    while True:
+        select([file], [], [])
+        part = file.read(READ_BYTES)
+        if part == b"":
+            return b"".join(parts)
+        parts.append(part or b"")
 
 
 def _stdin() -> FileIO:

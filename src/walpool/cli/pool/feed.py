@@ -7,6 +7,7 @@ waits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from io import FileIO
 from typing import Protocol
@@ -58,10 +59,13 @@ class FileFeed:
         self.skipped_bytes = 0
         self._ledger = ledger
         self._intake = intake
+        self._stopped = False
         self._parcels = parcels(self._missing(sources), parcel_bytes)
 
     def _missing(self, sources: Sequence[Source]) -> Iterator[Run]:
         for source in sources:
+            if self._stopped:
+                return
             try:
                 yield from self._missing_of(source)
             except CommandError as error:  # of this source: what stands in others goes in all the same
@@ -69,6 +73,8 @@ class FileFeed:
 
     def _missing_of(self, source: Source) -> Iterator[Run]:
         for run in file_runs(source, self._intake, partial(self._ledger.check_length, source)):
+            if self._stopped:
+                return  # what is skipped takes time too, and there may be much of it
             missing = list(self._ledger.missing(run))
             self.skipped += run.count - sum(part.count for part in missing)
             self.skipped_bytes += len(run.data) - sum(len(part.data) for part in missing)
@@ -83,6 +89,7 @@ class FileFeed:
         raise AssertionError("a file is read by take")
 
     def end_early(self) -> bool:
+        self._stopped = True
         return False  # starting again takes up the rest
 
 
@@ -148,6 +155,9 @@ class StdinFeed:
     def end_early(self) -> bool:
         if not self._no_more:
             self._no_more = True
+            with suppress(Damaged):  # what came of packed data is not all of it
+                for unpacked in self._unpacker.finish():
+                    self._collect(self._cutter.feed(unpacked))
             self._collect(self._cutter.finish())
         return True
 
