@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from walpool import WALReader, WALWriter
+from walpool.system import signals
 
 from .conftest import WALPOOL, Run
 
@@ -71,6 +73,45 @@ def test_a_full_disk_is_in_the_exit_status(held: Path, words: list[str], unbuffe
         )
     assert done.returncode == 74
     assert b"No space left" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["cat", "LOG"], ["cat", "LOG", "--follow"], ["dump", "LOG"]], ids=" ".join)
+def test_a_signal_in_the_middle_leaves_a_prefix(run: Run, held: Path, words: list[str]) -> None:
+    """No byte is written twice, whatever was under way when it came."""
+    words = [str(held) if word == "LOG" else word for word in words]
+    expected = run(*(word for word in words if word != "--follow")).out
+    for first_bytes in (1, 5_000, 100_000, 300_000):
+        with subprocess.Popen([*WALPOOL, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as command:
+            assert command.stdout is not None
+            got = command.stdout.read(first_bytes)
+            command.send_signal(signal.SIGTERM)
+            got += command.stdout.read()
+            assert command.wait(60) in (0, 143)
+        assert expected.startswith(got)
+
+
+def test_a_signal_waits_for_the_end_of_what_is_held() -> None:
+    told: list[int] = []
+    with signals.handled(told.append):
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told == []
+        assert told == [signal.SIGTERM]
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)  # what is held takes too long
+            assert told[1:] == [signal.SIGTERM]
+        assert told[2:] == [signal.SIGHUP]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["stat", "--help"], ["cat", "--help"], ["--version"]], ids=" ".join)
+def test_help_that_nobody_reads_is_no_error(words: list[str]) -> None:
+    broken = closed_reader()
+    try:
+        done = subprocess.run([*WALPOOL, *words], stdout=broken, stderr=subprocess.PIPE, timeout=60, check=False)
+    finally:
+        os.close(broken)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def closed_reader() -> int:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
 
 from walpool import LogNotFound, LSNUnavailable, Operation, WALEntry, WALReader
 from walpool.cli.exits import CommandError, Exit, describe
@@ -21,7 +20,6 @@ from walpool.cli.output import json_line, text_line, warn
 from walpool.errors import LogReplaced
 from walpool.system import clock
 
-WRITE_BYTES = 64 * 1024
 LOOK_AGAIN_S = 0.1
 
 
@@ -52,7 +50,8 @@ def run(args: argparse.Namespace) -> Exit:
         raise CommandError(Exit.USAGE, "--retry goes with --follow")
     if not args.follow:
         with _reader(args.log, args.start) as reader:
-            _print_all(reader, form, out)
+            for entry in reader:
+                out.write(form(entry))  # damage ends the reading, and what stands before it is written all the same
         return Exit.OK
     try:
         for entry in _by_name(args.log, args.start) if args.retry else _follow(args.log, args.start):
@@ -93,22 +92,6 @@ def _reader(log: str, start: int | None) -> WALReader:
         if start is not None:
             raise
         return WALReader(log, start=error.first_available)
-
-
-def _print_all(entries: Iterable[WALEntry], form: Callable[[WALEntry], bytes], out: BinaryIO) -> None:
-    waiting: list[bytes] = []
-    size = 0
-    try:
-        for entry in entries:
-            line = form(entry)
-            waiting.append(line)
-            size += len(line)
-            if size >= WRITE_BYTES:
-                out.write(b"".join(waiting))
-                waiting, size = [], 0
-    finally:  # damage ends the reading, and what stands before it is data
-        out.write(b"".join(waiting))
-        out.flush()
 
 
 def _text(entry: WALEntry) -> bytes:

@@ -53,6 +53,7 @@ def _run(words: list[str]) -> int:
         try:
             args = _parser(words).parse_args(words)
         except SystemExit:  # of --help and of a wrong word
+            let_readers_go()
             sys.stdout.flush()
             raise
         if command not in STREAMS:
