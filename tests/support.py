@@ -241,6 +241,14 @@ def run_threads(*targets: Callable[[], object]) -> None:
         raise errors[0]
 
 
+def open_under(place: Path) -> list[str]:
+    """The files under `place` that this process has open, once for each descriptor (Linux).
+
+    Others come and go meanwhile: a descriptor that an earlier test left is closed whenever its owner is freed.
+    """
+    return sorted(name for name in open_fds().values() if name.startswith(str(place)))
+
+
 def open_fds() -> dict[int, str]:
     """What this process has open (Linux)."""
     found = {}

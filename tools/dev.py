@@ -40,7 +40,7 @@ def demo(args: Sequence[str]) -> NoReturn:
 
 
 def test(args: Sequence[str]) -> NoReturn:
-    set_up("dev", "monitor", "prometheus")
+    set_up("dev", "monitor", "prometheus", "zstd")
     os.chdir(ROOT)
     become(pytest(*args))
 
@@ -49,7 +49,7 @@ def lint(args: Sequence[str]) -> int:
     if list(args) not in ([], ["--fix"]):
         say("lint takes no arguments but --fix")
         return 2
-    set_up("dev", "monitor", "prometheus")
+    set_up("dev", "monitor", "prometheus", "zstd")
     fix = bool(args)
     steps: dict[str, list[str | Path]] = {
         "ruff format": [PYTHON, "-m", "ruff", "format", *([] if fix else ["--check"])],
@@ -74,7 +74,7 @@ def bench(args: Sequence[str]) -> NoReturn:
 
 
 def prove(args: Sequence[str]) -> NoReturn:
-    set_up("dev", "monitor", "prometheus", "fuzz")
+    set_up("dev", "monitor", "prometheus", "zstd", "fuzz")
     become([PYTHON, ROOT / "tools" / "prove.py", *args])
 
 

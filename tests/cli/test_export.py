@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.conftest import Run, Running, Start, assert_no_traceback
 from walpool import SyncMode, WALEntry, WALMetrics, WALWriter
-from walpool.cli.export import LONGEST_LINE, MOST_AT_ONCE
+from walpool.cli.export import LONGEST_LINE, MOST_AT_ONCE, Server
 from walpool.integrations.prometheus import WALCollector
 from walpool.shared.snapshot import Snapshot
 
@@ -214,6 +218,105 @@ def test_silent_clients_do_not_keep_others_out_for_ever(address: tuple[Running, 
     assert ask(port, "/metrics")[0] == 200
     for each in silent:
         each.close()
+
+
+def test_more_clients_than_places_that_send_a_byte_now_and_then_keep_nobody_out(address: tuple[Running, int]) -> None:
+    _, port = address
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(3 * MOST_AT_ONCE)]
+    for _ in range(3):
+        for each in slow:
+            try:
+                each.send(b"G")
+            except OSError:
+                pass  # it lost its place
+        assert ask(port, "/metrics")[0] == 200
+    for each in slow:
+        each.close()
+
+
+class Registry(CollectorRegistry):
+    """Whose metrics cannot be had."""
+
+    def collect(self) -> Iterator[Any]:
+        raise ValueError("no such\nfigure")
+
+
+@pytest.fixture
+def server(log: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """An exporter in this process, which is in a hurry, and whose metrics raise."""
+    monkeypatch.setattr("walpool.cli.export.TIMEOUT_S", 0.3)
+    WALWriter(log).close()
+    with closing(Server("127.0.0.1", 0, str(log), Registry())) as serving:
+        thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield serving
+        serving.shutdown()
+        thread.join()
+        if serving.watch is not None:
+            serving.watch.close()
+
+
+def test_a_request_has_a_deadline_however_it_comes(server: Server) -> None:
+    with socket.create_connection(server.server_address[:2]) as slow:
+        slow.settimeout(0.05)  # between two bytes: far below the deadline of the request
+        for _ in range(1000):
+            try:
+                slow.send(b"G")
+                if not slow.recv(1):
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return  # it was closed while we sent
+    raise AssertionError("nobody ended the request")
+
+
+def test_what_fails_is_answered_and_said(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(server.server_address[1], "/metrics")[::2] == (500, b"this failed; stderr says why\n")
+    assert capsys.readouterr().err == "walpool export: GET /metrics: ValueError: no such\\nfigure\n"
+    assert ask(server.server_address[1], "/look.json")[0] == 200
+
+
+def test_a_place_is_given_back_when_no_thread_can_be_started(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        for _ in range(MOST_AT_ONCE + 1):
+            with socket.create_connection(server.server_address[:2]) as client, suppress(ConnectionError):
+                client.settimeout(30)
+                client.send(b"GET / HTTP/1.0\r\n\r\n")
+                assert client.recv(1) == b""
+    assert "can't start new thread" in capsys.readouterr().err
+    assert ask(server.server_address[1], "/")[0] == 200
+
+
+def test_a_name_that_is_not_utf_8_is_escaped(start: Start, tmp_path: Path) -> None:
+    log = tmp_path / os.fsdecode(b"caf\xe9.wal")
+    WALWriter(log).close()
+    running = start("export", log, "--port", "0")
+    assert running.process.stderr is not None
+    port = int(re.search(rb":(\d+)/metrics", running.process.stderr.readline())[1])  # type: ignore[index]
+    status, _, body = ask(port, "/metrics")
+    assert status == 200 and rb'walpool_up{log="caf\\xe9.wal"} 1.0' in body
+    assert ask(port, "/look.json")[0] == ask(port, "/")[0] == 200
+
+
+@pytest.mark.parametrize(("command", "extra"), [("export", "prometheus"), ("monitor", "monitor")])
+def test_a_missing_extra_is_a_line_with_what_to_install(log: Path, tmp_path: Path, command: str, extra: str) -> None:
+    WALWriter(log).close()
+    for package in ("prometheus_client", "textual"):
+        (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module {package}', name='{package}')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from walpool.cli import main, monitor\n"
+        f"monitor.screen_is_possible = lambda: True; sys.exit(main.run([{command!r}, {str(log)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"pip install 'walpool[{extra}]'" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_log_that_goes_is_said_on_the_page(address: tuple[Running, int], log: Path) -> None:

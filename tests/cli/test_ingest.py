@@ -73,7 +73,7 @@ def test_every_sync_mode_ends_with_everything_on_disk(run: Run, log: Path, tmp_p
 def test_what_a_line_is(run: Run, log: Path, tmp_path: Path, content: bytes, values: list[bytes]) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
-    assert run("ingest", log, file).code == 0
+    assert run("ingest", log, file, "--final").code == 0
     assert [bytes(entry.value) for entry in entries(log)] == values
 
 
@@ -101,7 +101,9 @@ def test_a_line_that_fits_no_segment_is_named(run: Run, log: Path, tmp_path: Pat
     file.write_bytes(b"short\n" + b"x" * 5_000 + b"\n")
     ended = run("ingest", log, file, "--size-limit", "4096")
     assert ended.code == 2
-    assert "long.txt:2:" in ended.err and "Traceback" not in ended.err
+    assert "long.txt:2:" in ended.err
+    assert_no_traceback(ended)
+    assert values_by_key(log) == {f"{file}:1".encode(): b"short"}
 
 
 def test_a_line_over_the_limit_is_named(run: Run, log: Path, tmp_path: Path) -> None:
@@ -109,7 +111,9 @@ def test_a_line_over_the_limit_is_named(run: Run, log: Path, tmp_path: Path) -> 
     file.write_bytes(b"short\n" + b"x" * (11 << 20))
     ended = run("ingest", log, file)
     assert ended.code == 2
-    assert "long.txt:2:" in ended.err and "Traceback" not in ended.err
+    assert "long.txt:2:" in ended.err
+    assert_no_traceback(ended)
+    assert values_by_key(log) == {f"{file}:1".encode(): b"short"}
 
 
 def test_stdin_counts_on_from_run_to_run(run: Run, log: Path) -> None:

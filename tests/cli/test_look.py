@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from tests.support import ROOT
 from walpool import WALWriter
+from walpool.cli.output import amount
 
-from .conftest import Run
+from .conftest import Run, assert_no_traceback
 
 GOLDEN = "00000000000000000041.wal"
 FIRST = "00000000000000000001.wal"
@@ -123,8 +125,8 @@ def test_the_schema_of_stat(run: Run, log: Path) -> None:
         for each in (found, found["segments"][0], found["totals"], found["totals"]["lock_wait"], found["writers"][0])
     ]
     assert names == [
-        "schema path first_lsn next_lsn durable_lsn bytes segments totals writers killed_writers readers"
-        " unusable_control",
+        "schema path first_lsn next_lsn durable_lsn checkpoint bytes segments totals writers killed_writers readers"
+        " unusable_control quarantine",
         "name first_lsn bytes state",
         "writes_total writes_failed batches_total bytes_written sync_total sync_seconds_total rotation_count"
         " avg_entry_size max_entry_size current_file_size write_success_rate checkpoint failures_by_kind lock_waits"
@@ -134,9 +136,13 @@ def test_the_schema_of_stat(run: Run, log: Path) -> None:
         " lock_waits syncs_led sync_waits rotations buffered_bytes last_append_at state state_since last_error"
         " last_error_at elsewhere",
     ]
-    head, row = (line.split() for line in text.splitlines() if line.startswith("          ") and ".wal" not in line)
+    head, row = (
+        re.split(r"\s{2,}", line.strip())
+        for line in text.splitlines()
+        if line.startswith("          ") and ".wal" not in line
+    )
     assert dict(zip(head, row, strict=True)) | {"pid": ""} == {
-        "slot": "0", "pid": "", "name": "it", "mode": "normal", "entries": "1", "MB": "0.0", "failed": "0",
+        "slot": "0", "pid": "", "name": "it", "mode": "normal", "entries": "1", "written": "72 B", "failed": "0",
         "buffered": "0", "state": "idle",
     }  # fmt: skip
 
@@ -151,7 +157,8 @@ def test_stat_of_a_copy_reads_the_segments(run: Run, golden: Path) -> None:
     found = run("stat", golden, "--json").json
     assert (found["first_lsn"], found["next_lsn"], found["durable_lsn"]) == (41, 47, 45)
     assert found["totals"] is None and found["writers"] is None and "no control block" in found["unusable_control"]
-    assert "no control block" in run("stat", golden).text
+    text = run("stat", golden).text
+    assert "no control block" in text and "a writer that opens the log makes a new one" in text
 
 
 def test_verify_of_a_whole_log(run: Run, golden: Path) -> None:
@@ -177,6 +184,53 @@ def test_a_torn_tail_is_no_damage(run: Run, golden: Path) -> None:
     ended = run("verify", golden)
     assert ended.code == 0
     assert "torn tail at offset 730 (LSN 46)" in ended.text
+
+
+def test_a_log_without_entries_has_no_range_of_them(run: Run, log: Path) -> None:
+    WALWriter(log).close()
+    assert "(none before LSN 1)" in run("verify", log).text
+    assert "the log has no entries yet" in run("repair", log).text
+    for command in ("stat", "verify", "repair", "dump"):
+        assert "to 0" not in run(command, log).text
+
+
+def test_the_checkpoint_shows(run: Run, log: Path) -> None:
+    with WALWriter(log) as writer:
+        for _ in range(5):
+            writer.put(b"key", b"value")
+    assert run("stat", log, "--json").json["checkpoint"] == 0
+    assert "checkpoint  " not in run("stat", log).text
+    assert run("checkpoint", log, "3").code == 0
+    assert run("stat", log, "--json").json["checkpoint"] == 3
+    assert "checkpoint  LSN 3:" in run("stat", log).text
+    flip(log / "checkpoint", 10)
+    ended = run("stat", log, "--json")
+    assert (ended.code, ended.json["checkpoint"]) == (0, None)
+    assert "checkpoint  damaged" in run("stat", log).text
+
+
+def test_a_copied_log_says_what_to_do(run: Run, log: Path, tmp_path: Path) -> None:
+    with WALWriter(log) as writer:
+        writer.put(b"key", b"value")
+    copy = shutil.copytree(log, tmp_path / "copy")
+    ended = run("monitor", copy, "--once")
+    assert ended.code == 74
+    assert_no_traceback(ended)
+    assert "open the log once with a writer" in ended.err and "verify" in ended.err
+    assert "a writer that opens the log" in run("stat", copy).text
+    assert run("checkpoint", copy, "0").code == 0
+    assert run("monitor", copy, "--once", "--interval", "0.05").code == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (28_000, "28.0 KB"), (123_456, "123 KB"), (999_499, "999 KB"),
+        (999_500, "1.00 MB"), (9_994_999, "9.99 MB"), (1_500_000_000, "1.50 GB"), (2_048 * 10**9, "2,048 GB"),
+    ],
+)  # fmt: skip
+def test_an_amount_has_the_unit_that_fits(count: int, text: str) -> None:
+    assert amount(count) == text
 
 
 def test_looking_changes_nothing(run: Run, golden: Path, log: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from walpool import WALWriter
+from walpool.cli.exits import describe
 from walpool.cli.main import COMMANDS
+from walpool.errors import LogReplaced
 
 from .conftest import Run, assert_no_traceback
 
@@ -57,6 +59,11 @@ def test_a_wrong_word_is_a_usage_error_and_makes_nothing(run: Run, tmp_path: Pat
     assert "usage: walpool" in ended.err
     assert "Traceback" not in ended.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replaced_log_is_74() -> None:
+    code, line = describe(LogReplaced("events.wal", "another log is here now"))
+    assert (code, line) == (74, "events.wal: another log is here now")
 
 
 @pytest.mark.parametrize("command", ["cat", "dump", "stat", "verify"])

@@ -21,7 +21,8 @@ from tests.processes import workers
 from tests.support import Start as StartChild
 from tests.support import until
 from walpool import SyncMode, WALEntry, WALReader, WALWriter
-from walpool.cli.live.screen import COLUMNS, SORTS, Help, MonitorApp
+from walpool.cli.live.figures import rate
+from walpool.cli.live.screen import COLUMNS, SORTS, Help, MonitorApp, left
 from walpool.cli.live.watch import Watch, as_dict, line
 from walpool.errors import LogNotFound, LogReplaced
 
@@ -48,6 +49,23 @@ def test_a_look_has_what_happened_since_the_last(log: Path, writers: list[WALWri
     text = line(look, "12:00:00")
     assert text.startswith("12:00:00  ") and "LSN 8, 0 not durable" in text and "3 writers" in text
     assert watch.look().since.entries == 0
+    watch.close()
+
+
+def test_a_rate_that_is_not_0_is_not_shown_as_0() -> None:
+    assert [rate(each) for each in (0, 0.033, 0.4, 3.14, 9.96, 1234.5)] == ["0", "0.033", "0.4", "3.1", "10", "1,234"]
+
+
+def test_what_did_not_happen_has_no_average(log: Path, writers: list[WALWriter]) -> None:
+    watch = Watch(str(log))
+    look = watch.look()
+    assert not any(" of " in text for text in left(*look)[1:3])
+    for _ in range(960):
+        writers[0].put(b"key", b"value")
+    look = watch.look()
+    batches, syncs = left(*look)[1:3]
+    assert batches.endswith("/s of 1.0 entries")
+    assert syncs == "syncs    0/s"
     watch.close()
 
 
@@ -246,7 +264,7 @@ def test_killed_writers_are_marked_and_no_total_goes_back(child: StartChild, log
             each.kill()
             each.died()
         app.look()
-        assert sorted(column(app, "state")) == ["idle", "killed", "killed", "killed"]
+        assert sorted(column(app, "state")) == ["ended without close"] * 3 + ["idle"]
         assert text_of(app, "#left").splitlines()[0] == before
         assert sorted(column(app, "entries")) == entries == ["1", "2", "3", "4"]
 

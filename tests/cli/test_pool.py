@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from walpool import SyncMode, WALWriter
 from walpool.cli.exits import CommandError, Exit
 from walpool.cli.ingest import source
-from walpool.cli.pool import crew, lines
+from walpool.cli.pool import crew
 from walpool.cli.pool.ledger import Ledger, SourceChanged, without_published
 from walpool.cli.pool.lines import LineCutter, Parcel, Run, file_runs
 from walpool.cli.pool.load import LoadOptions, Reports, load
+from walpool.cli.pool.sources import READ_BYTES
 
 from .conftest import Run as RunCommand
 from .conftest import Start, assert_no_traceback, entries, lines_of, values_by_key, write_lines
@@ -24,8 +26,8 @@ from .conftest import Start, assert_no_traceback, entries, lines_of, values_by_k
 @given(st.lists(st.binary(max_size=12).map(lambda data: data.replace(b"b", b"\n"))))
 def test_lines_do_not_depend_on_how_the_bytes_come(pieces: list[bytes]) -> None:
     cutter = LineCutter(b"name")
-    runs = [run for piece in pieces if (run := cutter.feed(piece)) is not None]
-    runs += [run] if (run := cutter.finish()) is not None else []
+    runs = [run for piece in pieces for run in cutter.feed(piece)]
+    runs += cutter.finish()
     data = b"".join(pieces)
     expected = data.split(b"\n")
     if not expected[-1]:
@@ -38,16 +40,21 @@ def test_lines_do_not_depend_on_how_the_bytes_come(pieces: list[bytes]) -> None:
 def test_runs_of_a_file_stay_small_and_are_cut_at_line_ends(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "lines.txt", 50_000)
     runs = list(file_runs(source(str(file))))
-    assert len(runs) > 3 and max(len(run.data) for run in runs) <= lines.RUN_BYTES + 200
+    assert len(runs) > 3 and max(len(run.data) for run in runs) <= READ_BYTES + 200
     assert b"".join(run.data for run in runs) == file.read_bytes()
 
 
-def test_a_file_is_read_up_to_the_size_it_had(tmp_path: Path) -> None:
+def test_a_file_is_read_up_to_the_size_it_has_when_it_is_opened(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"one\ntwo\n")
-    seen = source(str(file))
-    file.write_bytes(b"one\ntwo\nthree\n")
-    assert [run.data for run in file_runs(seen)] == [b"one\ntwo\n"]
+    reading = file_runs(source(str(file)))
+    with file.open("ab") as more:
+        more.write(b"three\n")
+    data = [next(reading).data]
+    with file.open("ab") as more:
+        more.write(b"four\n")
+    data += [run.data for run in reading]
+    assert data == [b"one\ntwo\nthree\n"]
 
 
 RUN = Run(b"f", 3, 4, b"c\nd\ne\nf\n")
@@ -107,6 +114,23 @@ def test_workers_that_never_work_end_the_command(log: Path, tmp_path: Path, monk
         load(LoadOptions(log, 2, SyncMode.NORMAL, 1 << 20, 10, 1.0), [source(str(file))], None, reports)
     assert caught.value.code is Exit.IO
     assert len(said) == 5 and all("ended with code 3" in line for line in said)
+
+
+def test_what_every_worker_warns_of_is_said_once(run: RunCommand, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import logging, sys\n"
+        "if 'walpool' in ' '.join(sys.orig_argv):\n"
+        "    from walpool import WALWriter\n"
+        "    opening = WALWriter.__init__\n"
+        "    def warns(self, *args, **options):\n"
+        "        opening(self, *args, **options)\n"
+        "        logging.getLogger('walpool').warning('this happens to everyone')\n"
+        "    WALWriter.__init__ = warns\n"
+    )
+    files = [write_lines(tmp_path / f"file{number}", 20_000) for number in range(4)]
+    ended = run("ingest", log, *files, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert ended.code == 0
+    assert ended.err == "walpool: this happens to everyone\n"
 
 
 def test_a_full_disk_ends_the_command_and_the_same_command_goes_on(

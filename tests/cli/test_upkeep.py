@@ -6,15 +6,28 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run, assert_no_traceback
-from walpool import WALReader, WALWriter
+from walpool import SyncMode, WALReader, WALWriter
 
 
 @pytest.fixture
 def damaged(log: Path) -> Path:
-    """A log of ten segments with a damaged frame in the third."""
+    """A log of ten segments with a damaged frame in the third, of which nobody knows whether it was durable."""
     with WALWriter(log, size_limit=512) as writer:
         for number in range(40):
             writer.put(b"key", b"%050d" % number)
+    return damage(log)
+
+
+@pytest.fixture
+def damaged_durably(log: Path) -> Path:
+    """The same, and it was."""
+    with WALWriter(log, SyncMode.FULL, size_limit=512) as writer:
+        for number in range(40):
+            writer.put(b"key", b"%050d" % number)
+    return damage(log)
+
+
+def damage(log: Path) -> Path:
     third = sorted(log.glob("*.wal"))[2]
     data = bytearray(third.read_bytes())
     data[200] ^= 1
@@ -33,12 +46,58 @@ def test_repair_without_apply_says_what_it_would_do_and_touches_nothing(run: Run
 def test_repair_with_apply_keeps_what_it_cuts(run: Run, damaged: Path) -> None:
     segments = {path.name: path.read_bytes() for path in damaged.glob("*.wal")}
     plan = json.loads(run("repair", damaged, "--mode", "point_in_time", "--json").out)
-    assert run("repair", damaged, "--mode", "point_in_time", "--apply").code == 0
+    assert run("repair", damaged, "--mode", "point-in-time", "--apply").code == 0
     assert run("verify", damaged).code == 0
     assert [entry.lsn for entry in WALReader(damaged)] == list(range(1, plan["next_lsn"]))
     kept = {path.name[:24]: path.read_bytes() for path in (damaged / "quarantine").iterdir()}
     assert kept == {name: segments[name] for name in plan["quarantine"]}
     assert run("repair", damaged).code == 0
+
+
+@pytest.mark.parametrize("mode", ["tolerate-tail", "tolerate_tail", "strict"])
+def test_repair_that_refuses_names_the_ways_out(run: Run, damaged_durably: Path, mode: str) -> None:
+    damaged = damaged_durably
+    ended = run("repair", damaged, "--mode", mode)
+    assert ended.code == 1
+    assert_no_traceback(ended)
+    ways = [word for word in ("point-in-time", "salvage") if f"--mode {word} " in ended.err]
+    assert ways == ["point-in-time", "salvage"]
+    for way in ways:
+        assert run("repair", damaged, "--mode", way).code == 1
+        assert b"would" in run("repair", damaged, "--mode", way.replace("-", "_")).out
+
+
+def test_what_lies_in_quarantine_is_shown_and_removed_when_asked(run: Run, damaged: Path) -> None:
+    assert run("repair", damaged, "--mode", "point-in-time", "--apply").code == 0
+    kept = list((damaged / "quarantine").iterdir())
+    held = {"files": len(kept), "bytes": sum(path.stat().st_size for path in kept)}
+    assert held["files"] > 1
+    assert run("stat", damaged, "--json").json["quarantine"] == held
+    assert "walpool prune --quarantine" in run("stat", damaged).text
+    segments = sorted(damaged.glob("*.wal"))
+    with WALWriter(damaged):  # beside whoever appends
+        assert run("prune", damaged, "--quarantine", "--json").json["quarantine"] == held
+    assert list((damaged / "quarantine").iterdir()) == []
+    assert sorted(damaged.glob("*.wal")) == segments
+    assert run("prune", damaged, "--quarantine").text == "removed 0 files from quarantine/, 0 B\n"
+    assert "quarantine/" not in run("stat", damaged).text
+    assert run("verify", damaged).code == 0
+
+
+def test_a_quarantine_that_leads_elsewhere_is_left_alone(run: Run, damaged: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_bytes(b"not ours")
+    (damaged / "quarantine").symlink_to(elsewhere)
+    assert run("prune", damaged, "--quarantine").code == 74
+    assert (elsewhere / "file").exists()
+    assert run("stat", damaged).code == 0
+
+
+def test_no_quarantine_is_nothing_to_remove(run: Run, log: Path) -> None:
+    assert run("prune", log, "--quarantine").code == 3
+    WALWriter(log).close()
+    assert run("prune", log, "--quarantine").text == "removed 0 files from quarantine/, 0 B\n"
 
 
 def test_repair_of_a_log_that_is_open_is_refused_in_one_line(run: Run, damaged: Path) -> None:

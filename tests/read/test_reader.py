@@ -12,6 +12,7 @@ import pytest
 
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, written
+from tests.support import open_under
 from walpool import (
     LogClosed,
     LogNotFound,
@@ -365,7 +366,7 @@ def test_a_with_block_closes_the_reader(log: Path) -> None:
 
 
 def test_closing_gives_every_descriptor_back(any_log: Path) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_under(any_log)
     for start in (1, 17, COUNT + 1):
         with WALReader(any_log, start=start) as reader:
             reader.read_entry()
@@ -375,7 +376,7 @@ def test_closing_gives_every_descriptor_back(any_log: Path) -> None:
     with pytest.raises(LSNUnavailable):
         segment_files(any_log)[0].unlink()
         WALReader(any_log)
-    assert os.listdir("/proc/self/fd") == before
+    assert open_under(any_log) == before
 
 
 # What cannot be read

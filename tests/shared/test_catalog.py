@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.format import layout
+from tests.support import open_under
 from walpool import CorruptLog, UnsafeLog, UnsupportedVersion, WALHeader
 from walpool.shared import catalog
 from walpool.shared.catalog import create_segment, list_segments, open_segment
@@ -119,11 +120,9 @@ def test_a_segment_of_a_newer_format_is_newer(directory: Directory, log: Path) -
 
 
 def test_what_cannot_be_opened_gives_its_descriptor_back(directory: Directory, log: Path) -> None:
-    import os
-
     (log / layout.name(5)).write_bytes(bytes(64))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_under(log)
     for _ in range(5):
         with pytest.raises(CorruptLog):
             open_segment(directory, 5)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_under(log) == before

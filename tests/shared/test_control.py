@@ -10,6 +10,7 @@ import pytest
 from crc32c import crc32c
 
 from tests.read.logs import fill
+from tests.support import open_under
 from walpool import LogFull, UnsafeLog, WALWriter
 from walpool.shared import control as control_module
 from walpool.shared.control import (
@@ -276,17 +277,15 @@ def test_a_block_that_is_not_a_plain_file_is_refused(
 
 
 def test_a_failed_attach_gives_its_descriptor_back(directory: Directory, control: Control) -> None:
-    import os
-
     control.close()
     block = Path(directory.join("control")).read_bytes()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_under(Path(directory.path))
     for spoilt in (b"", bytes(CONTROL_BYTES), changed(block, 3, sealed_again=True)):
         rewrite(directory, spoilt)
         for _ in range(5):
             with pytest.raises(ControlUnusable):
                 Control.attach(directory, writable=True)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_under(Path(directory.path)) == before
 
 
 # Replacing it

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.read.logs import entries, fill, make, read, segment_files, written
-from tests.support import until
+from tests.support import open_under, until
 from walpool import (
     CorruptLog,
     EntryTooLarge,
@@ -186,11 +186,11 @@ def test_what_cannot_be_attached_to_says_why(log: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsafeLog):
         WALMetrics.attach(tmp_path / "link")
     (log / "control").unlink()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_under(log)
     for _ in range(3):
         with pytest.raises(WALError):
             WALMetrics.attach(log)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_under(log) == before
 
 
 # Counters

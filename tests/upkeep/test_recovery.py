@@ -12,6 +12,7 @@ import pytest
 
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, written
+from tests.support import open_under
 from tests.upkeep.faults import WATCHED, Killed, failing_at, killed_at, watched
 from walpool import LogNotFound, RecoveryMode, SyncFailed, UnsafeLog, WALEntry, WALError, WALReader, WALWriter
 from walpool.system import processes
@@ -147,9 +148,9 @@ def assert_segments_kept(before: dict[str, bytes], log: Path) -> None:
             assert any(after[kept] == data for kept in copies), f"{name} was changed or is gone: {copies}"
 
 
-def open_descriptors() -> int:
+def open_descriptors(place: Path) -> list[str]:
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    return open_under(place)
 
 
 # What holds for each of them
@@ -238,7 +239,7 @@ def test_an_error_of_any_call_is_typed_and_the_next_recovery_gives_the_same(
     expected, _ = recover(copies.fresh())
     number = 0
     untyped: list[str] = []
-    descriptors = open_descriptors()
+    descriptors = open_descriptors(tmp_path)
     while True:
         log = copies.fresh()
         before = contents(log) if log.exists() else {}
@@ -259,7 +260,7 @@ def test_an_error_of_any_call_is_typed_and_the_next_recovery_gives_the_same(
         number += 1
     assert number > 20
     assert not untyped, "\n".join(untyped)
-    assert open_descriptors() == descriptors
+    assert open_descriptors(tmp_path) == descriptors
 
 
 def test_every_kind_of_call_can_be_failed() -> None:

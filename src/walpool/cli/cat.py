@@ -3,20 +3,24 @@
 text  `lsn operation timestamp key value` with tabs between them; what is not printable UTF-8 is escaped
 json  one object a line: lsn, operation, timestamp, key (or key_base64), and of a put value (or value_base64)
 raw   the value and a line feed, of puts only: the lines that `walpool ingest` took come out as they went in
+
+With --follow --retry it goes by the name, as `tail -F` does: it waits for a log that is not there yet, and when the log
+was removed or made anew, it goes on with the first entry of the one that has the name then.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
 
-from walpool import LSNUnavailable, Operation, WALEntry, WALReader
-from walpool.cli.exits import Exit
-from walpool.cli.output import json_line, text_line
+from walpool import LogNotFound, LSNUnavailable, Operation, WALEntry, WALReader
+from walpool.cli.exits import CommandError, Exit, describe
+from walpool.cli.output import json_line, text_line, warn
+from walpool.errors import LogReplaced
+from walpool.system import clock
 
-WRITE_BYTES = 64 * 1024
+LOOK_AGAIN_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from", dest="start", type=_lsn, metavar="LSN", help="the first LSN to print (default: the first there is)"
     )
     parser.add_argument("--follow", "-f", action="store_true", help="go on as the log grows, until Ctrl-C")
+    parser.add_argument(
+        "--retry", action="store_true", help="with --follow: wait for a log that is not there, and open it again"
+    )
     parser.add_argument(
         "--format", choices=list(FORMATS), default="text", help="text (default), JSON lines, or the raw values of puts"
     )
@@ -39,17 +46,43 @@ def _lsn(text: str) -> int:
 def run(args: argparse.Namespace) -> Exit:
     form = FORMATS["json" if args.json else args.format]
     out = sys.stdout.buffer
-    with _reader(args.log, args.start) as reader:
-        if not args.follow:
-            _print_all(reader, form, out)
-            return Exit.OK
-        try:
-            for entry in reader.follow():
-                out.write(form(entry))
-                out.flush()  # whoever watches wants to see it now
-        except KeyboardInterrupt:  # the way to end it, so not a failure
-            pass
+    if args.retry and not args.follow:
+        raise CommandError(Exit.USAGE, "--retry goes with --follow")
+    if not args.follow:
+        with _reader(args.log, args.start) as reader:
+            for entry in reader:
+                out.write(form(entry))  # damage ends the reading, and what stands before it is written all the same
         return Exit.OK
+    try:
+        for entry in _by_name(args.log, args.start) if args.retry else _follow(args.log, args.start):
+            out.write(form(entry))
+            out.flush()  # whoever watches wants to see it now
+    except KeyboardInterrupt:  # the way to end it, so not a failure
+        pass
+    return Exit.OK
+
+
+def _follow(log: str, start: int | None) -> Iterator[WALEntry]:
+    with _reader(log, start) as reader:
+        yield from reader.follow()
+
+
+def _by_name(log: str, start: int | None) -> Iterator[WALEntry]:
+    """The entries of whatever log has the name, one after another; only the first is read from `start` on."""
+    said = ""
+    while True:
+        try:
+            for entry in _follow(log, start):
+                start, said = None, ""
+                yield entry
+        except (LogNotFound, LogReplaced) as error:
+            if isinstance(error, LogReplaced):
+                start = None
+            reason = describe(error)[1]
+            if reason != said:
+                said = reason
+                warn(f"walpool cat: {reason}; waiting for the log of that name")
+        clock.sleep(LOOK_AGAIN_S)
 
 
 def _reader(log: str, start: int | None) -> WALReader:
@@ -59,22 +92,6 @@ def _reader(log: str, start: int | None) -> WALReader:
         if start is not None:
             raise
         return WALReader(log, start=error.first_available)
-
-
-def _print_all(entries: Iterable[WALEntry], form: Callable[[WALEntry], bytes], out: BinaryIO) -> None:
-    waiting: list[bytes] = []
-    size = 0
-    try:
-        for entry in entries:
-            line = form(entry)
-            waiting.append(line)
-            size += len(line)
-            if size >= WRITE_BYTES:
-                out.write(b"".join(waiting))
-                waiting, size = [], 0
-    finally:  # damage ends the reading, and what stands before it is data
-        out.write(b"".join(waiting))
-        out.flush()
 
 
 def _text(entry: WALEntry) -> bytes:

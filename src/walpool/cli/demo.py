@@ -13,10 +13,10 @@ from pathlib import Path
 
 from walpool.cli import stat
 from walpool.cli.exits import CommandError, Exit, one_line
-from walpool.cli.ingest import add_pool_arguments, load_with_progress, summary
-from walpool.cli.output import megabytes, print_json, warn
-from walpool.cli.pool.lines import Source
+from walpool.cli.ingest import add_pool_arguments, exit_of, load_with_progress, source, summary
+from walpool.cli.output import amount, print_json, warn
 from walpool.cli.pool.load import LoadOptions
+from walpool.cli.pool.sources import Source
 from walpool.cli.progress import Progress
 from walpool.cli.proof import Claim, Placements, prove
 from walpool.system.clock import monotonic
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> Exit:
     talk = not args.json
     directory = Path(args.directory) if args.directory else Path(tempfile.mkdtemp(prefix="walpool-demo-"))
     log = directory / "events.wal"
-    size = megabytes(sum(source.size for source in sources))
+    size = amount(sum(source.size for source in sources))
     if talk:
         print(f"sources   {len(sources):,} files, {size}, under {root}\nlog       {log}", flush=True)
     placements = Placements()
@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> Exit:
         if args.json:
             print_json({"log": str(log), **loaded.as_dict()})
         return Exit.INTERRUPTED
+    if exit_of(loaded) is not Exit.OK:
+        warn("walpool demo: not every source could be read, so there is nothing to prove")
+        return exit_of(loaded)
     claims, seconds, entries = _prove(log, sources, placements)
     proved = all(claim.holds for claim in claims)
     found = stat.look(str(log))
@@ -83,7 +86,7 @@ def find_sources(root: Path) -> list[Source]:
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
         if NOT_OURS.isdisjoint(name.parts) and path.is_file():
-            found.append(Source(name.as_posix().encode("utf-8", "surrogateescape"), path, path.stat().st_size))
+            found.append(source(str(path), name.as_posix()))
     if not found:
         raise CommandError(Exit.USAGE, f"{one_line(str(root))}: no *.py files there; name a directory with --source")
     return found

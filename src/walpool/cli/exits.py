@@ -8,6 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from walpool import errors
+from walpool.shared.control import ControlUnusable
 
 
 class Exit(IntEnum):
@@ -18,6 +19,12 @@ class Exit(IntEnum):
     BUSY = 4  # another process holds what was waited for
     IO = 74  # the machine or the file system said no (EX_IOERR of sysexits.h)
     INTERRUPTED = 130  # Ctrl-C, as a shell says it
+
+
+WITHOUT_CONTROL = (
+    "so nobody says what goes on there: open the log once with a writer (`walpool checkpoint LOG 0` does),"
+    " or read it as it is with stat, cat or verify"
+)
 
 
 class CommandError(Exception):
@@ -57,7 +64,8 @@ def describe(error: BaseException) -> tuple[Exit, str]:
     if isinstance(error, errors.WALError):
         # Those that are OSErrors too carry their text as strerror; str() would put the errno before it.
         text = error.strerror if isinstance(error, OSError) else None
-        return code, one_line(text or str(error) or type(error).__name__)
+        line = one_line(text or str(error) or type(error).__name__)
+        return code, f"{line}; {WITHOUT_CONTROL}" if isinstance(error, ControlUnusable) else line
     assert isinstance(error, OSError), "the last of CODES"
     return code, _system_line(error)
 

@@ -10,12 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from io import TextIOWrapper
-from pathlib import Path
 
 from walpool import __version__
 from walpool.cli.exits import EXPECTED, Exit, describe
-from walpool.system.console import drop_output
+from walpool.cli.output import log_said_once
+from walpool.system import signals
+from walpool.system.console import drop_output, let_readers_go, whole_output
 
 COMMANDS = {
     "demo": "append this Python's standard library with a pool of worker processes, and prove that it is all there",
@@ -30,36 +30,51 @@ COMMANDS = {
     "checkpoint": "state that nothing at or below an LSN is needed any more",
     "prune": "remove the oldest segments that a rule says nobody needs",
 }
+STREAMS = {"", "cat", "dump", "monitor"}  # those that have nothing more to do when nobody reads what they print
 WRITERS = {"demo", "ingest", "checkpoint", "prune"}  # those that open a log to append to it
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run `walpool` with `argv` (`sys.argv[1:]` if None) and return its exit code; argparse raises SystemExit."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if sys.stdout is None:  # closed by whoever started us, as in `walpool stat LOG >&-`
-        sys.stdout = Path("/dev/null").open("w")  # noqa: SIM115 - for as long as we run
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a path that the encoding cannot show is shown all the same
+    with signals.interrupting(), whole_output(), log_said_once():
+        try:
+            code = _run(words)
+        except KeyboardInterrupt:  # a second one, or one that came when all was said
+            drop_output()
+            code = Exit.INTERRUPTED
+        told = signals.exit_code()
+        return code if told is None else told
+
+
+def _run(words: list[str]) -> int:
+    command = next((word for word in words if word in COMMANDS), "")
     try:
-        args = _parser(words).parse_args(words)
+        try:
+            args = _parser(words).parse_args(words)
+        except SystemExit:  # of --help and of a wrong word
+            let_readers_go()
+            sys.stdout.flush()
+            raise
+        if command not in STREAMS:
+            let_readers_go()
         code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read our output has had enough, as in `walpool cat LOG | head`
-        drop_output()
-        return Exit.OK
     except EXPECTED as error:
-        code, line = describe(error)
-        return _finish(code, line, next((word for word in words if word in COMMANDS), ""))
+        if isinstance(error, BrokenPipeError) and command in STREAMS:
+            drop_output()  # whoever read our output has had enough, as in `walpool cat LOG | head`
+            return Exit.OK
+        return _finish(*describe(error), command)
 
 
 def _finish(code: int, line: str, command: str) -> int:
     try:
         sys.stdout.flush()  # what was printed before the failure is data, and comes before the reason
-        print(f"walpool {command}: {line}", file=sys.stderr, flush=True)
     except OSError:
-        drop_output()
+        pass  # it is the failure, or not the first
+    print(f"walpool {command}".rstrip() + f": {line}", file=sys.stderr, flush=True)
+    drop_output()
     return code
 
 
@@ -67,7 +82,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="walpool",
         description="A write-ahead log that many processes append to at once.",
-        epilog="Exit codes: 0 ok, 1 damage or difference, 2 usage, 3 no such log, 4 busy, 74 I/O, 130 interrupted.",
+        epilog="Exit codes: 0 ok, 1 damage or difference, 2 usage, 3 no such log, 4 busy, 74 I/O,"
+        " 130 interrupted; 143 and 129 after SIGTERM and SIGHUP.",
     )
     parser.add_argument("--version", action="version", version=f"walpool {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -6,11 +6,14 @@ Holds: text on one line stays on one line, and nothing in an entry can draw on t
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from walpool import Operation, WALEntry
+from walpool.cli.exits import one_line
 
 SCHEMA = 1  # of every JSON object a command prints; it changes when a field changes its meaning or goes
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -57,8 +60,38 @@ def _put_bytes(fields: dict[str, object], name: str, data: bytes) -> None:
         fields[f"{name}_base64"] = b64encode(data).decode("ascii")
 
 
-def megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+def amount(count: float) -> str:
+    """Bytes with three figures and a unit that fits: 92 B, 28.0 KB, 1.50 MB, 2,048 GB."""
+    for unit, worth in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= worth * 0.9995:  # 999.9 KB is 1.00 MB
+            number = count / worth
+            return f"{number:,.{2 if number < 9.995 else 1 if number < 99.95 else 0}f} {unit}"
+    return f"{count:,.0f} B"
+
+
+class SaidOnce(logging.Handler):
+    """What walpool logs, said to the person: each thing once, however many processes or calls meet it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = one_line(record.getMessage())
+        if text not in self._said:
+            self._said.add(text)
+            warn(f"walpool: {text}")
+
+
+@contextmanager
+def log_said_once() -> Iterator[None]:
+    handler = SaidOnce()
+    logger = logging.getLogger("walpool")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def warn(text: str) -> None:

@@ -10,6 +10,7 @@ from shutil import get_terminal_size
 from typing import TextIO
 
 from walpool.cli.exits import one_line
+from walpool.cli.output import amount
 from walpool.system.clock import monotonic
 from walpool.system.console import setting
 
@@ -46,7 +47,7 @@ class Progress:
             self._marks.pop(0)
         since_s, since_lines = self._marks[0]
         rate = (lines - since_lines) / max(now_s - since_s, 1e-9)
-        text = f"{lines:,} lines  {done_bytes / 1e6:,.1f} MB  {rate:,.0f} lines/s"
+        text = f"{lines:,} lines  {amount(done_bytes)}  {rate:,.0f} lines/s"
         self._show(text, (done_bytes + skipped_bytes) / self._total_bytes if self._total_bytes else None)
 
     def count(self, number: int, what: str) -> None:
@@ -61,7 +62,7 @@ class Progress:
         now_s = monotonic()
         if now_s >= self._next_s:
             self._next_s = now_s + (REDRAW_S if self._live else PLAIN_S)
-            self._show(f"{done_bytes / 1e6:,.1f} MB", done_bytes / max(1, total_bytes))
+            self._show(amount(done_bytes), done_bytes / max(1, total_bytes))
 
     def _show(self, text: str, share: float | None) -> None:
         percent = "" if share is None else f"{min(share, 1.0):4.0%}  "

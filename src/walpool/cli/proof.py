@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from walpool import WALReader
-from walpool.cli.pool.lines import Run, Source, file_runs
+from walpool.cli.pool.lines import Run, file_runs
+from walpool.cli.pool.sources import Source
 
 REPORT_EVERY = 50_000  # entries between two calls of `progress`
 DIGEST_BYTES = 16

@@ -3,6 +3,8 @@
 The log is cut at the first damage that the mode does not refuse or skip. What lies behind a cut is kept: segments
 move to quarantine/ in the log's directory, and no segment is changed. While a writer has the log open, --apply refuses.
 
+Where the mode refuses: --mode point-in-time ends the log at the first damage, --mode salvage goes on behind it.
+
 Holds: without --apply nothing is touched. Exit code 1 when something would be cut or skipped, or the mode refuses.
 """
 
@@ -11,8 +13,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from walpool import RecoveryMode, RecoveryReport
-from walpool.cli.exits import Exit, one_line
+from walpool import CorruptLog, RecoveryMode, RecoveryReport
+from walpool.cli.exits import CommandError, Exit, describe, one_line
 from walpool.cli.output import print_json
 from walpool.options import WriterOptions
 from walpool.upkeep.recovery import Place
@@ -24,16 +26,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--apply", action="store_true", help="do it, keeping what is cut")
     parser.add_argument(
         "--mode",
-        default=RecoveryMode.TOLERATE_TAIL.value,
-        choices=[mode.value for mode in RecoveryMode],
-        help="what to do about damage: tolerate_tail (default) cuts what was never durable and refuses the rest;"
-        " point_in_time cuts at the first damage, durable or not; salvage goes on behind it; strict refuses any",
+        type=recovery_mode,
+        default=RecoveryMode.TOLERATE_TAIL,
+        metavar="{" + ",".join(map(hyphened, RecoveryMode)) + "}",
+        help="what to do about damage: tolerate-tail (default) cuts what was never durable and refuses the rest;"
+        " point-in-time cuts at the first damage, durable or not; salvage goes on behind it; strict refuses any",
     )
 
 
+def hyphened(mode: RecoveryMode) -> str:
+    return mode.value.replace("_", "-")
+
+
+def recovery_mode(text: str) -> RecoveryMode:
+    """With hyphens, or with the underscores that the value has."""
+    try:
+        return RecoveryMode(text.replace("-", "_"))
+    except ValueError:
+        known = ", ".join(map(hyphened, RecoveryMode))
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {known}") from None
+
+
 def run(args: argparse.Namespace) -> Exit:
-    mode = RecoveryMode(args.mode)
-    plan = plan_repair(args.log, mode)
+    mode: RecoveryMode = args.mode
+    try:
+        plan = plan_repair(args.log, mode)
+    except CorruptLog as error:
+        code, line = describe(error)
+        raise CommandError(code, f"{line}; {_ways_out(mode)}") from error
     report = repair(args.log, WriterOptions(recovery=mode, lock_timeout=10.0)) if args.apply else None
     if args.json:
         print_json({"applied": args.apply, **_as_dict(report or plan)})
@@ -42,6 +62,15 @@ def run(args: argparse.Namespace) -> Exit:
             print(_line(place))
         print(_verdict(plan, report))
     return Exit.DIFFERENCE if plan.needed and not args.apply else Exit.OK
+
+
+def _ways_out(refusing: RecoveryMode) -> str:
+    """What to do where this mode refuses."""
+    ways = {
+        RecoveryMode.POINT_IN_TIME: "--mode point-in-time ends the log there and keeps the rest aside",
+        RecoveryMode.SALVAGE: "--mode salvage skips the damage and goes on behind it",
+    }
+    return ", ".join(way for mode, way in ways.items() if mode is not refusing)
 
 
 def _line(place: Place) -> str:
@@ -53,7 +82,8 @@ def _verdict(plan: RepairPlan, report: RecoveryReport | None) -> str:
         moved = f"; moved aside: {', '.join(report.quarantined)}" if report.quarantined else ""
         return f"repaired: the log ends at LSN {report.next_lsn - 1}{moved}"
     if not plan.needed:
-        return f"nothing to repair: the log ends at LSN {plan.next_lsn - 1}"
+        ends = f"the log ends at LSN {plan.next_lsn - 1}" if plan.next_lsn > 1 else "the log has no entries yet"
+        return f"nothing to repair: {ends}"
     if plan.cut is None:
         return "would go on behind the damage; nothing is cut; --apply starts a new segment at the end"
     moved = f" and move {', '.join(plan.quarantine)} to quarantine/" if plan.quarantine else ""

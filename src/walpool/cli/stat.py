@@ -13,15 +13,18 @@ from dataclasses import asdict, dataclass
 from walpool import WALMetrics
 from walpool.cli.exits import Exit, one_line
 from walpool.cli.live.figures import failure_kinds, spread, writer_table
-from walpool.cli.output import megabytes, print_json
-from walpool.errors import LogNotFound
+from walpool.cli.output import amount, print_json
+from walpool.errors import CorruptLog, LogNotFound, UnsafeLog
 from walpool.format.names import segment_name
 from walpool.read.scan import FrameWindow, scan_segment
 from walpool.shared.catalog import list_segments
+from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import ControlUnusable
 from walpool.shared.snapshot import Snapshot
 from walpool.system.files import Directory
+from walpool.upkeep.aside import Aside, look_aside
 
+OPEN_IT = "a writer that opens the log makes a new one; until then, cat, dump and verify read it as it is"
 ROWS_SHOWN = 10  # of segments, the newest, for people; JSON has them all
 
 
@@ -57,6 +60,8 @@ class Standing:
     segments: tuple[SegmentRow, ...]
     snapshot: Snapshot | None  # None: there is no control block that counts,
     reason: str  # because of this
+    checkpoint: int | None  # None: the file is damaged
+    quarantine: Aside
 
     def as_dict(self) -> dict[str, object]:
         """Ready for JSON; `totals` and `writers` are null without a control block that counts."""
@@ -72,6 +77,7 @@ class Standing:
             "first_lsn": self.first_lsn,
             "next_lsn": self.next_lsn,
             "durable_lsn": self.durable_lsn,
+            "checkpoint": self.checkpoint,
             "bytes": sum(row.bytes for row in self.segments),
             "segments": [asdict(row) for row in self.segments],
             "totals": totals,
@@ -79,6 +85,7 @@ class Standing:
             "killed_writers": killed,
             "readers": readers,
             "unusable_control": self.reason or None,
+            "quarantine": self.quarantine._asdict(),
         }
 
 
@@ -116,7 +123,24 @@ def look(path: str) -> Standing:
         else:
             scan = scan_segment(directory, first_lsns[-1], None, FrameWindow())
             next_lsn, durable_lsn = scan.next_lsn, scan.durable_lsn
-        return Standing(directory.path, first_lsns[0], next_lsn, durable_lsn, tuple(rows), snapshot, reason)
+        return Standing(
+            directory.path, first_lsns[0], next_lsn, durable_lsn, tuple(rows), snapshot, reason,
+            _checkpoint(directory), _quarantine(directory),
+        )  # fmt: skip
+
+
+def _checkpoint(directory: Directory) -> int | None:
+    try:
+        return read_checkpoint(directory)
+    except CorruptLog:
+        return None
+
+
+def _quarantine(directory: Directory) -> Aside:
+    try:
+        return look_aside(directory)
+    except UnsafeLog:
+        return Aside(0, 0)  # somebody put another thing in its place; whoever needs it refuses that
 
 
 def render(found: Standing) -> str:
@@ -128,25 +152,35 @@ def render(found: Standing) -> str:
         + (f": LSN {found.first_lsn} to {last_lsn}" if last_lsn >= found.first_lsn else " yet")
         + f", durable through {found.durable_lsn} ({max(0, last_lsn - found.durable_lsn):,} behind)",
     ]
-    lines += [f"control   {found.reason}: these are the segments' own figures"] if found.reason else []
+    if found.checkpoint is None:
+        lines.append("checkpoint  damaged: state it again with `walpool checkpoint`")
+    elif found.checkpoint:
+        lines.append(f"checkpoint  LSN {found.checkpoint}: nothing at or below it is needed any more")
+    if found.reason:
+        lines += [f"control   {found.reason}: these are the segments' own figures", f"          {OPEN_IT}"]
     lines += _totals(found.snapshot) if found.snapshot is not None else []
-    lines.append(f"segments  {len(found.segments):,}, {megabytes(sum(row.bytes for row in found.segments))}")
+    lines.append(f"segments  {len(found.segments):,}, {amount(sum(row.bytes for row in found.segments))}")
     hidden = len(found.segments) - ROWS_SHOWN
     lines += [f"          {hidden:,} older ones, all sealed"] if hidden > 0 else []
     lines += [f"          {row.name}  {row.bytes:>13,} bytes  {row.state}" for row in found.segments[-ROWS_SHOWN:]]
+    if found.quarantine.files:
+        lines.append(
+            f"aside     {found.quarantine.files:,} files in quarantine/, {amount(found.quarantine.bytes)};"
+            " `walpool prune --quarantine` removes them"
+        )
     return "\n".join(lines)
 
 
 def _totals(totals: Snapshot) -> list[str]:
     return [
-        f"appended  {totals.batches_total:,} batches, {megabytes(totals.bytes_written)};"
+        f"appended  {totals.batches_total:,} batches, {amount(totals.bytes_written)};"
         f" entries of {totals.avg_entry_size:,.0f} bytes on average, {totals.max_entry_size:,} at most",
         f"failed    {totals.writes_failed:,} appends{failure_kinds(totals.failures_by_kind)}",
         f"synced    {totals.sync_total:,} times, {spread(totals.sync_duration)}; {totals.rotation_count:,} rotations",
         f"append    {spread(totals.append_duration)} (sampled); {totals.lock_waits:,} waited for the lock,"
         f" {spread(totals.lock_wait)} over all",
         f"writers   {len(totals.writers)} alive"
-        + (f", {len(totals.killed_writers)} ended without close()" if totals.killed_writers else ""),
+        + (f", {len(totals.killed_writers)} ended without close" if totals.killed_writers else ""),
         *(f"          {line}" for line in writer_table(totals)),
         *(f"reader    on LSN {row.first_lsn:,}, {row.lag:,} behind" for row in totals.readers),
     ]

@@ -14,7 +14,7 @@ import argparse
 from dataclasses import asdict
 
 from walpool.cli.exits import Exit, one_line
-from walpool.cli.output import megabytes, print_json
+from walpool.cli.output import amount, print_json
 from walpool.cli.progress import Progress
 from walpool.upkeep.verify import Finding, VerifyReport, verify
 
@@ -45,9 +45,12 @@ def _line(finding: Finding) -> str:
 def _summary(report: VerifyReport) -> str:
     damaged = sum(finding.is_damage for finding in report.findings)
     verdict = f"DAMAGED: {damaged:,} findings" if damaged else "no damage"
+    lsns = (
+        f"LSN {report.first_lsn} to {report.next_lsn - 1}" if report.entries else f"none before LSN {report.next_lsn}"
+    )
     return (
         f"{verdict}; read {report.segments:,} segments, {report.batches:,} batches, {report.entries:,} entries"
-        f" (LSN {report.first_lsn} to {report.next_lsn - 1}), {megabytes(report.bytes)}"
+        f" ({lsns}), {amount(report.bytes)}"
     )
 
 

@@ -72,7 +72,8 @@ class WALCollector(Collector):
 
     def __init__(self, path: str | os.PathLike[str], name: str | None = None) -> None:
         self._path = os.path.abspath(os.fspath(path))
-        self._name = os.path.basename(self._path) if name is None else name
+        found = os.path.basename(self._path) if name is None else name
+        self._name = found.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a label is text
         self._metrics: WALMetrics | None = None
 
     def describe(self) -> Iterable[Metric]:
@@ -114,7 +115,7 @@ class WALCollector(Collector):
             gauge = GaugeMetricFamily(f"walpool_{name}", text, labels=["log"])
             gauge.add_metric([self._name], getattr(found, field))
             yield gauge
-        text = "writers: alive; killed: ended without close(), however, and nobody has taken the slot since"
+        text = "writers: alive; killed: ended without close, however, and nobody has taken the slot since"
         writers = GaugeMetricFamily("walpool_writers", text, labels=["log", "state"])
         writers.add_metric([self._name, "alive"], len(found.writers))
         writers.add_metric([self._name, "killed"], len(found.killed_writers))

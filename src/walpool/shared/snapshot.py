@@ -80,7 +80,7 @@ class Snapshot:
     lock_holder: int | None  # slot of the writer whose append is under way, now
     sync_waits: int  # appends and calls of sync() that another's sync made durable
     writers: tuple[WriterRow, ...]  # that live
-    killed_writers: tuple[WriterRow, ...]  # that ended without close(), however, and whose slot nobody has taken since
+    killed_writers: tuple[WriterRow, ...]  # that ended without close, however, and whose slot nobody has taken since
     readers: tuple[ReaderRow, ...]  # with a pin
     lock_wait: Histogram  # seconds, of all appends: those that did not wait count as 0
     sync_duration: Histogram  # seconds

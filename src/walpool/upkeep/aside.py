@@ -6,11 +6,54 @@ log's directory counts, and `undo_half_moves` takes the other away before anythi
 Lock: maintenance and append, and no writer alive.
 """
 
+from typing import NamedTuple
+
+from walpool.errors import UnsafeLog
 from walpool.format.names import QUARANTINE, REWRITE, parse_segment_name, segment_name
 from walpool.system import clock
 from walpool.system.files import Directory
 
 NEW_SEGMENT = REWRITE
+
+
+class Aside(NamedTuple):
+    """What lies in quarantine."""
+
+    files: int
+    bytes: int
+
+
+def look_aside(directory: Directory) -> Aside:
+    """Without a lock: somebody may be moving or removing meanwhile. Raises UnsafeLog."""
+    if directory.identity(QUARANTINE) is None:
+        return Aside(0, 0)
+    return _count(Directory(directory.join(QUARANTINE)))
+
+
+def discard(directory: Directory) -> Aside:
+    """Remove all files in quarantine; what was removed is durably gone. Raises UnsafeLog. Lock: maintenance."""
+    if directory.identity(QUARANTINE) is None:
+        return Aside(0, 0)
+    quarantine = Directory(directory.join(QUARANTINE))
+    before = _count(quarantine)
+    for name in quarantine.names():
+        try:
+            quarantine.unlink(name)
+        except UnsafeLog:
+            pass  # a directory: none of ours
+    quarantine.sync()
+    left = _count(quarantine)
+    return Aside(before.files - left.files, before.bytes - left.bytes)
+
+
+def _count(quarantine: Directory) -> Aside:
+    sizes = []
+    for name in quarantine.names():
+        try:
+            sizes.append(quarantine.size_of(name))
+        except FileNotFoundError:
+            pass  # removed since the names were read
+    return Aside(len(sizes), sum(sizes))
 
 
 def undo_half_moves(directory: Directory) -> None:

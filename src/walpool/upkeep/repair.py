@@ -1,7 +1,7 @@
-"""Repair: what a recovery of the whole log would do, and doing it.
+"""Repair: what a recovery of the whole log would do, and doing it; and, when somebody says so, forgetting what it kept.
 
-Holds: nothing is deleted: segments behind a cut move to quarantine/, and no segment changes. A log that a writer has
-open is not repaired.
+Holds: nothing is deleted unasked: segments behind a cut move to quarantine/, and no segment changes. A log that a
+writer has open is not repaired.
 """
 
 import os
@@ -11,8 +11,9 @@ from walpool.errors import LogNotFound
 from walpool.format.names import MAINTENANCE_LOCK, segment_name
 from walpool.options import RecoveryMode, WriterOptions
 from walpool.shared.catalog import list_segments
-from walpool.system.files import Directory
+from walpool.system.files import Directory, typed_errors
 from walpool.system.locks import Maintenance
+from walpool.upkeep.aside import Aside, discard
 from walpool.upkeep.opening import lock_mode, rebuild
 from walpool.upkeep.recovery import Place, RecoveryReport, survey
 
@@ -56,6 +57,15 @@ def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryRepo
     directory.check_ours()
     with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
         return rebuild(directory, options, "a repair was asked for", whole=True)
+
+
+def discard_quarantine(path: str | os.PathLike[str], options: WriterOptions) -> Aside:
+    """Remove what was moved aside; how much that was. Writers go on meanwhile. Raises UnsafeLog, LogNotFound."""
+    directory = require_log(path)
+    directory.check_ours()
+    maintenance = Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options))
+    with maintenance, typed_errors(directory.path):
+        return discard(directory)
 
 
 def require_log(path: str | os.PathLike[str]) -> Directory:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from walpool.cli.exits import one_line
+from walpool.cli.output import amount
 from walpool.shared.histogram import Histogram
 from walpool.shared.slot_rows import Failures
 from walpool.shared.snapshot import Snapshot, WriterRow
 
-WRITER_COLUMNS = ("slot", "pid", "name", "mode", "entries", "MB", "failed", "buffered", "state")
+WRITER_COLUMNS = ("slot", "pid", "name", "mode", "entries", "written", "failed", "buffered", "state")
+ENDED = "ended without close"  # killed, or a child that its pool ended, or a process that forgot: nobody can tell
 SHOWN = 200  # writers in a table; JSON has them all
-ENDED = "ended without close()"  # killed, or by os._exit as a pool ends its children: nobody can tell these apart
 
 
 def duration(seconds: float) -> str:
@@ -20,6 +21,11 @@ def duration(seconds: float) -> str:
         if seconds >= worth:
             return f"{seconds / worth:.3g} {unit}"
     return f"{seconds * 1e6:.2g} us" if seconds else "0"
+
+
+def rate(a_second: float) -> str:
+    """Of small ones, two figures: what happens every three seconds is not 0."""
+    return f"{a_second:.2g}" if 0 < a_second < 9.95 else f"{a_second:,.0f}"
 
 
 def spread(times: Histogram) -> str:
@@ -42,7 +48,7 @@ def writer_cells(row: WriterRow, *, killed: bool = False) -> tuple[str, ...]:
         one_line(row.name or row.process) or "-",
         row.sync_mode or "-",
         f"{row.entries:,}",
-        f"{row.bytes / 1e6:,.1f}",
+        amount(row.bytes),
         f"{row.failures:,}",
         f"{row.buffered_bytes:,}",
         ENDED if killed else row.state,
@@ -55,7 +61,7 @@ def pid_cell(row: WriterRow) -> str:
 
 
 def writer_table(found: Snapshot) -> list[str]:
-    """The living writers and those that ended without close(); the marks of their cells are explained below them."""
+    """The living writers and those that ended without close; the marks of their cells are explained below them."""
     rows = [writer_cells(row) for row in found.writers]
     rows += [writer_cells(row, killed=True) for row in found.killed_writers]
     lines = aligned([WRITER_COLUMNS, *rows[:SHOWN]]) if rows else []

@@ -6,32 +6,36 @@ wrong with the log ends the screen, and is said when the terminal is a person's 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 from textual.app import App, ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
+from textual.drivers.linux_driver import LinuxDriver
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Sparkline, Static
 
 from walpool.cli.exits import one_line
-from walpool.cli.live.figures import aligned, duration, spread
+from walpool.cli.live.figures import ENDED, aligned, duration, rate, spread
 from walpool.cli.live.watch import Look, Watch, as_dict, errors, who
+from walpool.cli.output import amount
 from walpool.errors import WALError
 from walpool.shared.histogram import Histogram
 from walpool.shared.snapshot import Delta, Snapshot, WriterRow
-from walpool.system import clock
+from walpool.system import clock, signals
 from walpool.system.processes import Usage
 
 LOOKS_KEPT = 240
 LEAST_COLUMNS, LEAST_ROWS = 80, 24
 BAR = 16
 SYNC_BOUNDS = {"< 128 us": 128e-6, "< 512 us": 512e-6, "< 2 ms": 2.1e-3, "< 8 ms": 8.4e-3, "longer": float("inf")}
-SORTS = ("slot", "entries/s", "MB", "failed", "CPU")
-COLUMNS = ("slot", "pid", "name", "mode", "entries/s", "entries", "MB", "failed", "CPU %", "RSS MB", "state")
+SORTS = ("slot", "entries/s", "written", "failed", "CPU")
+COLUMNS = ("slot", "pid", "name", "mode", "entries/s", "entries", "written", "failed", "CPU %", "RSS MB", "state")
 HELP = """\
 s  sort the writers by the next column     p  pause, and go on
 r  begin the plot and the window anew      c  copy the last look as JSON
@@ -39,8 +43,43 @@ r  begin the plot and the window anew      c  copy the last look as JSON
 
 Rates are those since the last look; latencies those of the window, since r or since the start.
 An append is timed about once in a thousand. A lock wait counts every append: one that did not wait as 0.
-A writer that ended without close() is marked killed until another takes its slot.
+A writer that ended without close is shown until another takes its slot.
 CPU and memory are those of the whole process. * marks figures of all writers beyond the last row."""
+
+
+def show(app: MonitorApp) -> None:
+    """Run the screen until somebody quits; a signal quits it too, so that the terminal is left as it was found."""
+    app.driver_class = Terminal
+    Terminal.file = sys.stderr
+    asyncio.run(_show(app))
+
+
+class Terminal(LinuxDriver):
+    """Textual's driver, writing to our stderr: a terminal that is gone must not end the thread that writes to it.
+
+    The screen would wait for that thread for ever.
+    """
+
+    file: ClassVar[TextIO]  # Textual puts another in its place while it runs
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._file = self.file  # type: ignore[assignment]  # Textual's says that it is Python's first stderr
+
+
+async def _show(app: MonitorApp) -> None:
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def quit_app(number: int) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt  # it did not do so the first time
+        asked = True
+        loop.call_soon_threadsafe(app.exit)
+
+    with signals.handled(quit_app):
+        await app.run_async()
 
 
 class Help(ModalScreen[None]):
@@ -68,6 +107,7 @@ class MonitorApp(App[None]):
         ("c", "copy", "Copy JSON"),
         ("question_mark", "help", "Help"),
         ("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),  # else it says that q quits
     ]
 
     def __init__(self, path: str, watch: Watch, interval_s: float) -> None:
@@ -130,7 +170,7 @@ class MonitorApp(App[None]):
             return
         paused = "  PAUSED" if self.paused else ""
         self._text["head"].update(
-            f"{self._path}  {since.entries_per_s:,.0f} entries/s  {since.bytes_per_s / 1e6:,.2f} MB/s{paused}"
+            f"{self._path}  {rate(since.entries_per_s)} entries/s  {amount(since.bytes_per_s)}/s{paused}"
         )
         self._text["left"].update("\n".join(left(now, since)), layout=False)
         self._text["right"].update("\n".join(right(now, window)), layout=False)
@@ -155,13 +195,13 @@ class MonitorApp(App[None]):
             str(row.pid or "?"),
             who(row),
             row.sync_mode or "-",
-            f"{since.per_s(since.writer_entries.get(row.slot, 0)):,.0f}" if not killed else "-",
+            rate(since.per_s(since.writer_entries.get(row.slot, 0))) if not killed else "-",
             f"{row.entries:,}",
-            f"{row.bytes / 1e6:,.1f}",
+            amount(row.bytes),
             f"{row.failures:,}",
             f"{usage[0]:.0f}" if usage else "-",
             f"{usage[1] / 1e6:,.0f}" if usage else "-",
-            "killed" if killed else state(row),
+            ENDED if killed else state(row),
         )
 
     def on_resize(self) -> None:
@@ -194,7 +234,7 @@ class MonitorApp(App[None]):
 SORT_KEYS: dict[str, Callable[[WriterRow, tuple[str, ...], Delta], Any]] = {
     "slot": lambda row, cells, since: row.slot,
     "entries/s": lambda row, cells, since: -since.writer_entries.get(row.slot, 0),
-    "MB": lambda row, cells, since: -row.bytes,
+    "written": lambda row, cells, since: -row.bytes,
     "failed": lambda row, cells, since: -row.failures,
     "CPU": lambda row, cells, since: -float(cells[8].replace("-", "-1")),
 }
@@ -213,11 +253,11 @@ def left(now: Snapshot, since: Delta) -> list[str]:
     holder = next((who(row) for row in now.writers if row.slot == now.lock_holder), None)
     return [
         f"LSN      {last_lsn:,}, durable {now.durable_lsn:,} ({max(0, last_lsn - now.durable_lsn):,} behind)",
-        f"batches  {since.per_s(since.batches):,.0f}/s of {_mean(since.batch_entries):.1f} entries",
-        f"syncs    {since.per_s(since.syncs):,.0f}/s of {since.batches / max(1, since.syncs):.1f} batches",
+        f"batches  {rate(since.per_s(since.batches))}/s" + _of(since.batch_entries.sum, since.batches, "entries"),
+        f"syncs    {rate(since.per_s(since.syncs))}/s" + _of(since.batches, since.syncs, "batches"),
         f"lock     {f'appending: {holder}' if holder else 'free'}; {waiting} waiting",
-        f"segment  {now.current_file_size / 1e6:,.1f} MB in the active one of {now.segments:,}",
-        f"rotated  {now.rotation_count:,} times, {since.per_s(since.rotations):.2g}/s",
+        f"segment  {amount(now.current_file_size)} in the active one of {now.segments:,}",
+        f"rotated  {now.rotation_count:,} times, {rate(since.per_s(since.rotations))}/s",
         f"failed   {now.writes_failed:,} appends",
     ]
 
@@ -231,8 +271,9 @@ def right(now: Snapshot, window: Delta) -> list[str]:
     ]
 
 
-def _mean(found: Histogram) -> float:
-    return found.sum / found.count if found.count else 0.0
+def _of(parts: float, count: int, what: str) -> str:
+    """How many parts each of them had; nothing where there was none to have any."""
+    return f" of {parts / count:,.1f} {what}" if count else ""
 
 
 def bars(found: Histogram) -> list[str]:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from walpool import WALMetrics
 from walpool.cli.exits import one_line
-from walpool.cli.live.figures import ENDED, duration
+from walpool.cli.live.figures import ENDED, duration, rate
+from walpool.cli.output import amount
 from walpool.errors import LogReplaced, UnsafeLog
 from walpool.shared.control import ControlUnusable
 from walpool.shared.snapshot import Delta, Snapshot, WriterRow
@@ -89,15 +90,15 @@ def line(look: Look, clock_text: str) -> str:
     last_lsn = now.next_lsn - 1
     parts = [
         clock_text,
-        f"{since.entries_per_s:,.0f} entries/s",
-        f"{since.bytes_per_s / 1e6:,.1f} MB/s",
+        f"{rate(since.entries_per_s)} entries/s",
+        f"{amount(since.bytes_per_s)}/s",
         f"LSN {last_lsn:,}, {max(0, last_lsn - now.durable_lsn):,} not durable",
         f"{len(now.writers):,} writers" + (f" ({len(now.killed_writers):,} {ENDED})" if now.killed_writers else ""),
     ]
     if since.syncs:
         syncs = since.sync_duration
         parts.append(
-            f"{since.per_s(since.syncs):,.0f} syncs/s of {since.batches / since.syncs:.1f} batches,"
+            f"{rate(since.per_s(since.syncs))} syncs/s of {since.batches / since.syncs:,.1f} batches,"
             f" p50 {duration(syncs.quantile(0.5))} p99 {duration(syncs.quantile(0.99))}"
         )
     if since.lock_waits:

@@ -8,6 +8,7 @@ a dead process had not published never appears later, because this process keeps
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from walpool.cli.pool.feed import Feed
 from walpool.cli.pool.ledger import without_published
 from walpool.cli.pool.lines import Parcel, Run
 from walpool.cli.pool.worker import Done, Failed, WorkerOptions
+
+log = logging.getLogger("walpool")
 
 MAX_WORKERS = 64
 MAX_FRUITLESS_DEATHS = 5  # of a worker and its successors, none of which appended a line
@@ -192,6 +195,8 @@ class Crew:
         except (EOFError, OSError):  # OSError: it was killed in the middle of its answer
             self._replace(worker)
             return
+        for text in answer.logged:
+            log.warning("%s", text)  # as if it had happened here: what all workers met is said once
         if isinstance(answer, Failed):
             raise CommandError(answer.code, f"{answer.message} (lines appended before it stay in the log)")
         parcel, worker.parcel = worker.parcel, None

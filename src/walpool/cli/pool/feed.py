@@ -7,11 +7,16 @@ waits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from io import FileIO
 from typing import Protocol
 
+from walpool.cli.exits import CommandError, Exit
 from walpool.cli.pool.ledger import Ledger
-from walpool.cli.pool.lines import PARCEL_BYTES, LineCutter, Parcel, Run, Source, file_runs, parcels
+from walpool.cli.pool.lines import PARCEL_BYTES, Intake, LineCutter, Parcel, Run, file_runs, parcels
+from walpool.cli.pool.sources import Source, SourceError
+from walpool.cli.pool.unpack import Damaged, Unpacker
 from walpool.system.clock import monotonic
 
 STDIN_NAME = b"-"
@@ -43,30 +48,37 @@ class Feed(Protocol):
 
 
 class FileFeed:
-    """The lines of files that the log does not hold yet."""
+    """The lines of files that the log does not hold yet. What is wrong with a file is noted, and the next one read."""
 
     waits_on: int | None = None
     patience_s: float | None = None
 
-    def __init__(self, sources: Sequence[Source], ledger: Ledger, parcel_bytes: int) -> None:
+    def __init__(self, sources: Sequence[Source], ledger: Ledger, parcel_bytes: int, intake: Intake) -> None:
         self.ended = False
         self.skipped = 0  # lines
         self.skipped_bytes = 0
         self._ledger = ledger
+        self._intake = intake
+        self._stopped = False
         self._parcels = parcels(self._missing(sources), parcel_bytes)
 
     def _missing(self, sources: Sequence[Source]) -> Iterator[Run]:
         for source in sources:
-            lines = 0
-            for run in file_runs(source):
-                lines += run.count
-                self.skipped += run.count
-                self.skipped_bytes += len(run.data)
-                for missing in self._ledger.missing(run):
-                    self.skipped -= missing.count
-                    self.skipped_bytes -= len(missing.data)
-                    yield missing
-            self._ledger.check_length(source, lines)
+            if self._stopped:
+                return
+            try:
+                yield from self._missing_of(source)
+            except CommandError as error:  # of this source: what stands in others goes in all the same
+                self._intake.failed(error)
+
+    def _missing_of(self, source: Source) -> Iterator[Run]:
+        for run in file_runs(source, self._intake, partial(self._ledger.check_length, source)):
+            if self._stopped:
+                return  # what is skipped takes time too, and there may be much of it
+            missing = list(self._ledger.missing(run))
+            self.skipped += run.count - sum(part.count for part in missing)
+            self.skipped_bytes += len(run.data) - sum(len(part.data) for part in missing)
+            yield from missing
 
     def take(self) -> Parcel | None:
         parcel = next(self._parcels, None)
@@ -77,16 +89,20 @@ class FileFeed:
         raise AssertionError("a file is read by take")
 
     def end_early(self) -> bool:
+        self._stopped = True
         return False  # starting again takes up the rest
 
 
 class StdinFeed:
     """The lines of a pipe or terminal, as they come: a parcel goes out when it is full, or after `LINGER_S`."""
 
-    def __init__(self, stdin: FileIO, first_line: int) -> None:
+    def __init__(self, stdin: FileIO, name: bytes, first_line: int, intake: Intake) -> None:
         self.ended = False
         self._stdin = stdin
-        self._cutter = LineCutter(STDIN_NAME, first_line)
+        self._name = name
+        self._intake = intake
+        self._unpacker = Unpacker()
+        self._cutter = LineCutter(name, first_line, intake)
         self._runs: list[Run] = []
         self._size = 0
         self._since_s = 0.0  # when the oldest of the collected runs came
@@ -101,21 +117,32 @@ class StdinFeed:
         return max(0.0, self._since_s + LINGER_S - monotonic()) if self._runs else None
 
     def pump(self) -> None:
-        data = self._stdin.read(READ_BYTES)  # one read: what is there, at least a byte, or the end
-        if data is None:
-            return  # somebody made it non-blocking
-        if data:
-            self._collect(self._cutter.feed(data))
+        try:
+            data = self._stdin.read(READ_BYTES)  # one read: what is there, at least a byte, or the end
+            if data is None:
+                return  # somebody made it non-blocking
+            for unpacked in self._unpacker.feed(data) if data else self._unpacker.finish():
+                self._collect(self._cutter.feed(unpacked))
+        except (Damaged, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            code = Exit.IO if isinstance(error, OSError) else Exit.DIFFERENCE
+            self._fail(SourceError(self._name, code, reason or str(error)))
+        except CommandError as error:
+            self._fail(error)
         else:
-            self.end_early()
+            if not data:
+                self.end_early()
 
-    def _collect(self, run: Run | None) -> None:
-        if run is None:
-            return
-        if not self._runs:
-            self._since_s = monotonic()
-        self._runs.append(run)
-        self._size += len(run.data)
+    def _fail(self, error: CommandError) -> None:
+        self._intake.failed(error)
+        self._no_more = True  # what came in whole lines before goes in
+
+    def _collect(self, runs: Iterator[Run]) -> None:
+        for run in runs:
+            if not self._runs:
+                self._since_s = monotonic()
+            self._runs.append(run)
+            self._size += len(run.data)
 
     def take(self) -> Parcel | None:
         parcel = None
@@ -128,6 +155,9 @@ class StdinFeed:
     def end_early(self) -> bool:
         if not self._no_more:
             self._no_more = True
+            with suppress(Damaged):  # what came of packed data is not all of it
+                for unpacked in self._unpacker.finish():
+                    self._collect(self._cutter.feed(unpacked))
             self._collect(self._cutter.finish())
         return True
 

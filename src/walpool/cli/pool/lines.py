@@ -1,32 +1,63 @@
 """Lines: cut input into runs of whole lines, and collect runs into parcels that one worker handles at a time.
 
-Holds: a line is what stands before a line feed, or before the end of the input; a carriage return belongs to the line.
-Every run's data ends with a line feed, added if the input's last line has none. Runs of a file are cut at places that
-depend only on its content.
+Holds: a line is what stands before a line feed; a carriage return belongs to the line. What stands behind the last line
+feed of a file may be half a line whose rest is still to come: it is one only if somebody says that the file is final.
+Every run's data ends with a line feed, added where the input has none. Where runs are cut depends only on the content.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-from walpool.cli.exits import CommandError, Exit, one_line
-from walpool.format.entry import MAX_VALUE_BYTES
+from walpool.cli.exits import CommandError
+from walpool.cli.pool.sources import Source, printable, read
+from walpool.format.entry import ENTRY_BYTES, MAX_VALUE_BYTES
+from walpool.format.frame import FRAME_BYTES
+from walpool.format.header import HEADER_BYTES
+from walpool.options import DEFAULT_SIZE_LIMIT
 
-RUN_BYTES = 256 * 1024
 PARCEL_BYTES = 1024 * 1024
 MIN_PARCEL_BYTES = 16 * 1024
 PARCELS_PER_WORKER = 8  # when there is little input: enough for every worker to get its share
+MOST_SAID = 10  # of lines that are too long: the others are counted
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A file to load; `name` is what its keys begin with."""
+class LongLines(StrEnum):
+    """What becomes of a line over the limit; those before and behind it go in, and keep their numbers."""
 
-    name: bytes
-    path: Path
-    size: int  # bytes, when it was looked at
+    ERROR = "error"  # it is left out, and the exit status says so
+    SKIP = "skip"  # it is left out
+    SPLIT = "split"  # it is cut into lines of the limit, each with a number of its own
+
+
+@dataclass(slots=True)
+class Intake:
+    """How lines are taken in, and what was not."""
+
+    say: Callable[[str], None] = lambda text: None
+    final: bool = True
+    long_lines: LongLines = LongLines.ERROR
+    size_limit: int = DEFAULT_SIZE_LIMIT  # bytes of a segment: a line must fit one
+    too_long: int = 0  # lines
+    held_back: int = 0  # last lines without a line feed
+    problems: list[CommandError] = field(default_factory=list)
+
+    def limit(self, name: bytes, line: int) -> int:
+        """The most bytes that this line may have."""
+        room = self.size_limit - HEADER_BYTES - FRAME_BYTES - ENTRY_BYTES
+        return min(MAX_VALUE_BYTES, room - len(b"%b:%d" % (name, line)))
+
+    def found_long(self, name: bytes, line: int) -> None:
+        self.too_long += 1
+        if self.long_lines is LongLines.ERROR and self.too_long <= MOST_SAID:
+            limit = self.limit(name, line)
+            self.say(f"{printable(name)}:{line}: the line is over the limit of {limit:,} bytes, and was left out")
+
+    def failed(self, error: CommandError) -> None:
+        self.problems.append(error)
+        self.say(str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,34 +98,97 @@ class Parcel:
 class LineCutter:
     """Takes the bytes of one source as they come and gives runs of whole lines."""
 
-    def __init__(self, name: bytes, first_line: int = 1) -> None:
+    def __init__(self, name: bytes, first_line: int = 1, intake: Intake | None = None) -> None:
         self.name = name
         self.next_line = first_line
+        self._intake = intake or Intake()
         self._pending: list[bytes] = []  # the beginning of a line that has not ended
         self._pending_bytes = 0
+        self._dropping = False  # it is too long, and its beginning is left out already
+        self._cut = False  # it is too long, and its beginning has been handed out in pieces
 
-    def feed(self, data: bytes) -> Run | None:
-        """The run that is complete with `data`, or None. Raises CommandError for a line over the value limit."""
+    def feed(self, data: bytes) -> Iterator[Run]:
+        """The runs that are complete with `data`."""
         end = data.rfind(b"\n") + 1
-        if not end:
-            self._pending.append(data)
-            self._pending_bytes += len(data)
-            if self._pending_bytes > MAX_VALUE_BYTES:  # refused before the rest of it fills the memory
-                raise line_too_long(self.name, self.next_line)
-            return None
-        complete = b"".join((*self._pending, data[:end]))
-        self._keep(data[end:])
-        return self._run(complete)
+        if end:
+            complete = b"".join((*self._pending, data[:end]))
+            self._pending, self._pending_bytes = [], 0
+            if self._dropping:
+                complete = complete[complete.index(b"\n") + 1 :]
+                self._dropping = False
+                self.next_line += 1
+            yield from self._runs(complete)
+        if end < len(data) and not self._dropping:
+            self._pending.append(data[end:])
+            self._pending_bytes += len(data) - end
+            yield from self._cut_pending()
 
-    def finish(self) -> Run | None:
-        """The last line, if the source does not end with a line feed."""
+    def finish(self, *, final: bool = True) -> Iterator[Run]:
+        """The last line, if the source does not end with a line feed; held back unless `final`."""
         rest = b"".join(self._pending)
-        self._keep(b"")
-        return self._run(rest + b"\n") if rest else None
+        self._pending, self._pending_bytes = [], 0
+        if self._dropping:
+            self._dropping = False
+            self.next_line += 1
+        elif rest and final:
+            yield self._run(rest + b"\n")
+        elif rest:
+            self._intake.held_back += 1
+            self.next_line += 1  # the line is there, only not whole
 
-    def _keep(self, rest: bytes) -> None:
-        self._pending = [rest] if rest else []
-        self._pending_bytes = len(rest)
+    def _cut_pending(self) -> Iterator[Run]:
+        """What must not wait for its line feed, or the memory would fill."""
+        limit = self._intake.limit(self.name, self.next_line)
+        if self._pending_bytes <= limit:
+            return
+        self._found_long()
+        if self._intake.long_lines is not LongLines.SPLIT:
+            self._pending, self._pending_bytes = [], 0
+            self._dropping = True
+            return
+        *pieces, rest = self._pieces(b"".join(self._pending))
+        for piece in pieces:
+            yield self._run(piece + b"\n")
+        self._pending, self._pending_bytes = [rest], len(rest)
+        self._cut = True
+
+    def _found_long(self) -> None:
+        if not self._cut:
+            self._intake.found_long(self.name, self.next_line)
+
+    def _runs(self, complete: bytes) -> Iterator[Run]:
+        if len(complete) <= self._intake.limit(self.name, self.next_line + len(complete)):
+            self._cut = False
+            if complete:
+                yield self._run(complete)  # so no line of it is too long
+            return
+        short: list[bytes] = []
+        for line in complete[:-1].split(b"\n"):
+            if len(line) <= self._intake.limit(self.name, self.next_line + len(short)):
+                short.append(line)
+                self._cut = False
+                continue
+            if short:
+                yield self._run(b"\n".join(short) + b"\n")
+                short = []
+            self._found_long()
+            self._cut = False
+            if self._intake.long_lines is LongLines.SPLIT:
+                for piece in self._pieces(line):
+                    yield self._run(piece + b"\n")
+            else:
+                self.next_line += 1
+        if short:
+            yield self._run(b"\n".join(short) + b"\n")
+
+    def _pieces(self, line: bytes) -> Iterator[bytes]:
+        """Cut at the limit of each piece's own number, wherever the bytes came from."""
+        at, number = 0, self.next_line
+        while len(line) - at > (limit := max(1, self._intake.limit(self.name, number))):
+            yield line[at : at + limit]
+            at += limit
+            number += 1
+        yield line[at:]
 
     def _run(self, data: bytes) -> Run:
         run = Run(self.name, self.next_line, data.count(b"\n"), data)
@@ -102,25 +196,15 @@ class LineCutter:
         return run
 
 
-def line_too_long(name: bytes, line: int) -> CommandError:
-    return CommandError(Exit.USAGE, f"{printable(name)}:{line}: the line is over the limit of {MAX_VALUE_BYTES} bytes")
-
-
-def printable(name: bytes) -> str:
-    return one_line(name.decode("utf-8", "backslashreplace"))
-
-
-def file_runs(source: Source, on_end: Callable[[int], None] = lambda lines: None) -> Iterator[Run]:
-    """The runs of a file, up to the size it had when it was looked at; `on_end` is told how many lines there were."""
-    cutter = LineCutter(source.name)
-    left = source.size
-    with source.path.open("rb", buffering=0) as file:
-        while left and (data := file.read(min(RUN_BYTES, left))):
-            left -= len(data)
-            if (run := cutter.feed(data)) is not None:
-                yield run
-    if (run := cutter.finish()) is not None:
-        yield run
+def file_runs(
+    source: Source, intake: Intake | None = None, on_end: Callable[[int], None] = lambda lines: None
+) -> Iterator[Run]:
+    """The runs of a file; `on_end` is told how many lines there are. Raises SourceError."""
+    intake = intake or Intake()
+    cutter = LineCutter(source.name, intake=intake)
+    for data in read(source):
+        yield from cutter.feed(data)
+    yield from cutter.finish(final=intake.final)
     on_end(cutter.next_line - 1)
 
 

@@ -6,22 +6,21 @@ waits for the lock, and reads the log when nobody appends lines any more.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import FrameType
 
 from walpool import SyncMode, WALWriter
 from walpool.cli.exits import CommandError, Exit
 from walpool.cli.pool.crew import Crew, Hooks
 from walpool.cli.pool.feed import STDIN_NAME, ChainFeed, Feed, FileFeed, StdinFeed
 from walpool.cli.pool.ledger import for_sources, read_whole
-from walpool.cli.pool.lines import Run, Source, parcel_bytes_for
+from walpool.cli.pool.lines import Intake, LongLines, Run, parcel_bytes_for
+from walpool.cli.pool.sources import Source
 from walpool.cli.pool.worker import WorkerOptions
-from walpool.system import clock
+from walpool.system import clock, signals
 from walpool.system.files import Directory
 from walpool.system.locks import try_lock
 
@@ -39,6 +38,9 @@ class LoadOptions:
     batch_lines: int
     wait_s: float  # for the loading lock
     allow_network_fs: bool = False
+    final: bool = True  # what stands behind the last line feed of a file is a line
+    long_lines: LongLines = LongLines.ERROR
+    stdin_name: bytes = STDIN_NAME  # its keys begin with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,18 @@ class Loaded:
     skipped: int  # lines that were in the log already
     workers: int  # processes that were started
     replaced: int  # of them, those that died
-    seconds: float  # of appending, without reading what was there
+    seconds: float  # in all
+    appending_s: float  # of them, without opening the log and reading what was there
     first_lsn: int
     last_lsn: int
     durable_lsn: int
     first_kept_lsn: int  # above 1 if retention removed entries, whose lines could not be known
     complete: bool  # False after Ctrl-C
+    too_long: int  # lines over the limit
+    held_back: int  # last lines of files, without a line feed
+    problems: tuple[CommandError, ...]  # what could not be taken in, and why
 
-    def as_dict(self) -> dict[str, int | float | bool]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "complete": self.complete,
             "lines": self.lines,
@@ -65,7 +71,11 @@ class Loaded:
             "skipped": self.skipped,
             "workers": self.workers,
             "workers_replaced": self.replaced,
+            "too_long": self.too_long,
+            "held_back": self.held_back,
+            "problems": [str(problem) for problem in self.problems],
             "seconds": round(self.seconds, 3),
+            "appending_seconds": round(self.appending_s, 3),
             "first_lsn": self.first_lsn,
             "last_lsn": self.last_lsn,
             "durable_lsn": self.durable_lsn,
@@ -91,9 +101,10 @@ def load(
 ) -> Loaded:
     """Append every line that the log does not hold yet, files first and then `stdin`, and make it durable.
 
-    Raises CommandError (busy, a source that has changed, a worker that cannot go on) and what walpool raises; what was
-    appended until then stays, and loading the same sources again appends the rest.
+    What is wrong with a source is said and noted, and the others go in. Raises CommandError (busy, a worker that cannot
+    go on) and what walpool raises; what was appended until then stays, and loading the same again appends the rest.
     """
+    begin_s = clock.monotonic()
     with WALWriter(
         options.log,
         options.sync_mode,
@@ -107,13 +118,14 @@ def load(
 
         with _loading_lock(options, reports.say) as lock_fd:
             first_lsn = next_lsn()
-            ledger = for_sources(sources, [STDIN_NAME])
+            ledger = for_sources(sources, [] if stdin is None else [options.stdin_name])
+            intake = Intake(reports.say, options.final, options.long_lines, options.size_limit)
             first_kept_lsn = read_whole(ledger, options.log, reports.reading) if first_lsn > 1 else 1
             total_bytes = sum(source.size for source in sources)
-            files = FileFeed(sources, ledger, parcel_bytes_for(total_bytes, options.workers))
+            files = FileFeed(sources, ledger, parcel_bytes_for(total_bytes, options.workers), intake)
             feeds: list[Feed] = [files]
             if stdin is not None:
-                feeds.append(StdinFeed(stdin, ledger.highest[STDIN_NAME] + 1))
+                feeds.append(StdinFeed(stdin, options.stdin_name, ledger.highest[options.stdin_name] + 1, intake))
             feed = ChainFeed(feeds)
             worker_options = WorkerOptions(
                 options.log, options.sync_mode, options.size_limit, options.batch_lines, options.allow_network_fs
@@ -130,12 +142,12 @@ def load(
                 _first_interrupt(crew, feed) as interrupts,
             ):
                 complete = crew.work(feed) and not interrupts
-            seconds = clock.monotonic() - start_s
             durable_lsn = writer.sync()  # in every mode: the summary says what is on disk
-            tally = crew.tally
+            tally, end_s = crew.tally, clock.monotonic()
             return Loaded(
-                tally.lines, tally.bytes, files.skipped, len(tally.pids), tally.replaced, seconds, first_lsn,
-                next_lsn() - 1, durable_lsn, first_kept_lsn, complete,
+                tally.lines, tally.bytes, files.skipped, len(tally.pids), tally.replaced, end_s - begin_s,
+                end_s - start_s, first_lsn, next_lsn() - 1, durable_lsn, first_kept_lsn, complete,
+                intake.too_long, intake.held_back, tuple(intake.problems),
             )  # fmt: skip
 
 
@@ -165,10 +177,10 @@ def _loading_lock(options: LoadOptions, say: Callable[[str], None]) -> Iterator[
 
 @contextmanager
 def _first_interrupt(crew: Crew, feed: Feed) -> Iterator[list[int]]:
-    """The first Ctrl-C inside ends the loading in order, and is in the list; the second is a KeyboardInterrupt."""
+    """The first Ctrl-C, SIGTERM or SIGHUP ends the loading in order, and is in the list; the second interrupts it."""
     interrupts: list[int] = []
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int) -> None:
         interrupts.append(number)
         if len(interrupts) > 1:
             raise KeyboardInterrupt
@@ -177,8 +189,5 @@ def _first_interrupt(crew: Crew, feed: Feed) -> Iterator[list[int]]:
         else:
             crew.stop()
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
+    with signals.handled(on_signal):
         yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)

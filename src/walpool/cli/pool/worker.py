@@ -6,7 +6,7 @@ the parent is gone, and when it is killed, at any instruction, the log says how 
 
 from __future__ import annotations
 
-import signal
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +15,12 @@ from pathlib import Path
 
 from walpool import BatchTooLarge, EntryTooLarge, Operation, SyncMode, WALEntry, WALWriter
 from walpool.cli.exits import EXPECTED, CommandError, Exit, describe
-from walpool.cli.pool.lines import Parcel, printable
+from walpool.cli.pool.lines import Parcel
+from walpool.cli.pool.sources import printable
 from walpool.format.entry import ENTRY_BYTES
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
+from walpool.system import signals
 from walpool.system.clock import monotonic, time_ns
 
 LOOK_EVERY_S = 0.02  # for the parent: asking the kernel costs as much as a small batch
@@ -40,6 +42,7 @@ class Done:
     """A worker's answer to a parcel: all of it is published."""
 
     count: int
+    logged: tuple[str, ...] = ()  # since the answer before
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,22 @@ class Failed:
 
     code: Exit
     message: str
+    logged: tuple[str, ...] = ()
+
+
+class Kept(logging.Handler):
+    """What walpool logs in this process, until the parent is answered: it says the same thing once for all workers."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts[record.getMessage()] = None
+
+    def take(self) -> tuple[str, ...]:
+        texts, self._texts = self._texts, {}
+        return tuple(texts)
 
 
 class ParentGone(Exception):
@@ -56,17 +75,19 @@ class ParentGone(Exception):
 
 def run(connection_fd: int) -> None:
     """Serve the parent at the other end of the socket `connection_fd` until it closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signals.ignore_all()  # they are the parent's to answer
+    kept = Kept()
+    logging.getLogger("walpool").addHandler(kept)
     with Connection(connection_fd) as parent, suppress(ParentGone, EOFError, ConnectionError):
         try:
-            _serve(parent)
+            _serve(parent, kept)
         except EXPECTED as error:
             if isinstance(error, ConnectionError):
                 raise  # the parent's end broke, which is no failure to report to it
-            parent.send(Failed(*describe(error)))
+            parent.send(Failed(*describe(error), kept.take()))
 
 
-def _serve(parent: Connection) -> None:
+def _serve(parent: Connection, kept: Kept) -> None:
     options: WorkerOptions = parent.recv()  # EOFError: killed between starting us and telling us what to do
     with WALWriter(
         options.log,
@@ -83,7 +104,9 @@ def _serve(parent: Connection) -> None:
                     looked_s = monotonic()
                     if parent.poll():  # the parent sends nothing while a parcel is out: it has closed its end
                         raise ParentGone
-            parent.send(Done(parcel.count))  # a batch is in the log when append_batch returns, in every sync mode
+            parent.send(
+                Done(parcel.count, kept.take())
+            )  # a batch is in the log when append_batch returns, in every sync mode
         writer.sync()  # there is no more to do: what was appended is made durable, with one sync for all workers
 
 
