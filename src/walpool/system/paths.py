@@ -71,6 +71,17 @@ def is_directory(path: str | os.PathLike[str]) -> bool:
     return stat.S_ISDIR(found.st_mode)
 
 
+def leads_to(path: str, found: os.stat_result) -> bool | None:
+    """Whether a path still leads to what was found there; None when we may not look, which says nothing."""
+    try:
+        now = calls.stat(path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    return (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino)
+
+
 def split(path: str | os.PathLike[str]) -> tuple[str, str]:
     """The absolute directory and the name in it."""
     return os.path.split(os.path.abspath(os.fspath(path)))
