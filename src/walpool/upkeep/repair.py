@@ -6,15 +6,20 @@ open is not repaired.
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
-from walpool.errors import LogNotFound
-from walpool.format.names import MAINTENANCE_LOCK, segment_name
+from walpool.errors import LogNotFound, UnsafeLog, WALError
+from walpool.format.names import MAINTENANCE_LOCK, SLOTS_LOCK, segment_name
 from walpool.options import RecoveryMode, WriterOptions
+from walpool.read.source import settle
 from walpool.shared.catalog import list_segments
+from walpool.shared.control import Control, ControlUnusable, LogState
+from walpool.shared.slots import alive
 from walpool.system.files import Directory
 from walpool.system.locks import Maintenance
 from walpool.upkeep.opening import lock_mode, rebuild
-from walpool.upkeep.recovery import Place, RecoveryReport, survey
+from walpool.upkeep.recovery import RecoveryReport
+from walpool.upkeep.survey import Place, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,12 @@ class RepairPlan:
 
 
 def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
-    """Look, and touch nothing. Raises CorruptLog where `mode` would refuse, LogNotFound."""
+    """Look, and touch nothing. Raises CorruptLog where `mode` would refuse, LogNotFound.
+
+    Beside writers it looks as far as they have published: what lies behind is theirs, and nobody repairs it meanwhile.
+    """
     directory = require_log(path)
-    found = survey(directory, mode, whole=True)
+    found = survey(directory, mode, whole=True, published=_published(directory), settle=partial(settle, directory))
     behind = [first for first in found.segments if first >= found.next_lsn] if found.cut is not None else []
     return RepairPlan(
         path=directory.path,
@@ -48,6 +56,25 @@ def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
         skipped=tuple(found.skipped),
         quarantine=tuple(segment_name(first) for first in behind),
     )
+
+
+def _published(directory: Directory) -> LogState | None:
+    """How far the log goes, when a writer has it open and we can see that."""
+    try:
+        slots_lock = directory.open(SLOTS_LOCK)
+    except (FileNotFoundError, WALError):
+        return None
+    try:
+        control = Control.attach(directory, writable=False)
+    except (ControlUnusable, UnsafeLog):
+        return None
+    finally:
+        held = list(alive(slots_lock))
+        slots_lock.close()
+    try:
+        return control.state() if held else None
+    finally:
+        control.close()
 
 
 def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryReport:
