@@ -21,6 +21,7 @@ from walpool.format.header import WALHeader
 from walpool.options import RecoveryMode, Retention, SyncMode
 from walpool.read.reader import ReaderStats, WALReader
 from walpool.shared.metrics import WALMetrics
+from walpool.upkeep.checkpoint import checkpoint
 from walpool.upkeep.recovery import RecoveryReport
 from walpool.write.writer import WALWriter
 
@@ -52,4 +53,5 @@ __all__ = [
     "WALMetrics",
     "WALReader",
     "WALWriter",
+    "checkpoint",
 ]
