@@ -151,8 +151,8 @@ BUGS = [
     Bug(
         "a trim takes a byte too much",
         "upkeep/prepare.py",
-        "segment.file.truncate(window.offset)",
-        "segment.file.truncate(window.offset - 1)",
+        "segment.file.truncate(end)",
+        "segment.file.truncate(end - 1)",
         "cut: turns",
     ),
     # What a death shows
