@@ -15,6 +15,7 @@ from tests.format import layout
 from tests.read.logs import copy_of, entries, fill, make, read, segment_files
 from tests.support import Channel, Start
 from walpool import CorruptLog, LogNotFound, RecoveryMode, Retention, WALReader, WALWriter
+from walpool.cli import dump
 from walpool.system.calls import calls
 from walpool.upkeep.repair import plan_repair
 from walpool.upkeep.verify import verify
@@ -49,6 +50,10 @@ def verify_the_file(log: Path) -> None:
     assert verify(segment_files(log)[-1]).findings == []
 
 
+def dump_the_file(log: Path) -> None:
+    assert {row.kind for row in dump.rows(str(segment_files(log)[-1]))} == {"header", "frame", "end"}
+
+
 def plan(mode: RecoveryMode) -> Look:
     def look(log: Path) -> None:
         found = plan_repair(log, mode)
@@ -64,6 +69,7 @@ LOOKS: dict[str, Look] = {
     **{f"repair, {mode.value}": plan(mode) for mode in RecoveryMode},
     "verify the log": verify_the_log,
     "verify the file": verify_the_file,
+    "dump the file": dump_the_file,
 }
 
 
