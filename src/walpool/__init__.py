@@ -22,6 +22,7 @@ from walpool.options import RecoveryMode, Retention, SyncMode
 from walpool.read.reader import ReaderStats, WALReader
 from walpool.shared.metrics import WALMetrics
 from walpool.upkeep.checkpoint import checkpoint
+from walpool.upkeep.copy import CopyReport, copy
 from walpool.upkeep.recovery import RecoveryReport
 from walpool.write.writer import WALWriter
 
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchTooLarge",
+    "CopyReport",
     "CorruptLog",
     "EntryTooLarge",
     "IOFailed",
@@ -54,4 +56,5 @@ __all__ = [
     "WALReader",
     "WALWriter",
     "checkpoint",
+    "copy",
 ]

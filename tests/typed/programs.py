@@ -79,3 +79,8 @@ def appended(path: str) -> range:
 
 def the_checkpoint(path: Path) -> int:
     return walpool.checkpoint(path)
+
+
+def a_copy(path: Path) -> int:
+    report = walpool.copy(path, path.with_name("copy"))
+    return report.next_lsn - report.first_lsn

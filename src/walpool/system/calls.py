@@ -24,6 +24,7 @@ class Calls:
         self.listdir = os.listdir
         self.mkdir = os.mkdir
         self.rename = os.rename
+        self.rmdir = os.rmdir
         self.unlink = os.unlink
         self.link = os.link
         self.chmod = os.chmod
@@ -37,6 +38,7 @@ class Calls:
         self.mmap = mmap.mmap
         self.flock = fcntl.flock
         self.fcntl = fcntl.fcntl
+        self.ioctl = fcntl.ioctl
         self.time_ns = time.time_ns
         self.monotonic = time.monotonic
         self.sleep = time.sleep
