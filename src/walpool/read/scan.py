@@ -123,7 +123,7 @@ def is_early(file: File, offset: int, found: End | Damage) -> bool:
         return True
     head = file.read(FRAME_BYTES, offset)
     end = offset + FRAME_BYTES + int.from_bytes(head[8:12], "little")
-    return not any(head[:4]) or end > file.size() or not any(file.read(16, end - 16))
+    return head[:1] == b"\0" or end > file.size() or not any(file.read(16, end - 16))
 
 
 class Behind(NamedTuple):
