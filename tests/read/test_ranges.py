@@ -70,6 +70,18 @@ def test_the_end_of_a_copy_is_where_its_frames_end(log: Path, tmp_path: Path) ->
             assert (reader.next_lsn, reader.last_lsn, reader.read_all()) == (end, end - 1, [])
 
 
+def test_a_pin_of_a_reader_at_the_end_keeps_nothing_before_it(log: Path) -> None:
+    with WALWriter(log, size_limit=420) as writer, WALReader(log, start="end", pin=True) as reader:
+        writer.checkpoint(COUNT)
+        assert writer.prune().held_by_pins == 0
+        first = int(segment_files(log)[0].stem)
+        assert first == int(segment_files(log)[-1].stem)
+        fill(writer, 20)
+        writer.checkpoint(COUNT + 20)
+        assert writer.prune().held_by_pins > 0
+        assert reader.read_all() == entries(COUNT + 1, COUNT + 21)
+
+
 @pytest.mark.parametrize("end", [1, 2, 5, 6, 7, 8, 20, COUNT, COUNT + 1, COUNT + 9])
 def test_a_reader_ends_before_its_end_also_inside_a_batch(any_log: Path, end: int) -> None:
     for start in (None, 1, 5, 6, 7, 30):

@@ -4,6 +4,8 @@ Holds: what it gives is dense and rising, except behind a range that SALVAGE ski
 the one that was read so far, it says so instead of reading on or waiting.
 """
 
+from typing import Literal
+
 from walpool.errors import CorruptLog, LogReplaced, LSNUnavailable
 from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames
 from walpool.options import RecoveryMode
@@ -17,15 +19,14 @@ from walpool.shared.catalog import Segment, header_is_torn, used_range
 from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
 
+Start = int | Literal["end"] | None
 _SURE = (RecoveryMode.STRICT, RecoveryMode.POINT_IN_TIME)  # to them a torn tail is more than an end for now
 
 
 class Cursor:
-    """Where a reader is. `start` is the first LSN that is wanted; None: the first entry there is."""
+    """Where a reader is. `start` is the first LSN that is wanted; None: the first entry there is; "end": what comes."""
 
-    def __init__(
-        self, source: Source, window: FrameWindow, mode: RecoveryMode, start: int | None, *, pin: bool
-    ) -> None:
+    def __init__(self, source: Source, window: FrameWindow, mode: RecoveryMode, start: Start, *, pin: bool) -> None:
         self.source = source
         self.window = window
         self.counters = counters_of(source.directory.path)
@@ -40,15 +41,15 @@ class Cursor:
         self._over = False  # POINT_IN_TIME met damage
         self._tail: Tail | None = None
         self._pin: Pin | None = None
-        self.start = start or 1
+        self._from_the_first = start is None  # then nothing is missed that retention removes before it is read
+        self.start = 1 if start is None else self.next_lsn() if start == "end" else start
         if pin:
             self._start_pin()
         first = source.segments()[0]
-        self._from_the_first = start is None  # then nothing is missed that retention removes before it is read
         if start is None or source.only is not None:
             self.start = max(self.start, first)
-        elif start < first:
-            raise LSNUnavailable(start, first)
+        elif self.start < first:
+            raise LSNUnavailable(self.start, first)
 
     def _start_pin(self) -> None:
         try:

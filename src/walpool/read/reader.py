@@ -15,7 +15,7 @@ from walpool.errors import LogClosed
 from walpool.format.entry import B, BodyError, WALEntry, decode_body
 from walpool.format.frame import Frame
 from walpool.options import RecoveryMode
-from walpool.read.cursor import Cursor
+from walpool.read.cursor import Cursor, Start
 from walpool.read.follow import follow
 from walpool.read.scan import INITIAL_CAPACITY, FrameWindow, refuse_unknown
 from walpool.read.source import Source
@@ -43,9 +43,6 @@ class ReaderStats:
     peak_buffer_size: int
     buffer_resizes: int
     damaged: int  # places that were no frame: torn tails and damaged ranges
-
-
-Start = int | Literal["end"] | None
 
 
 class WALReader(Generic[B]):
@@ -125,9 +122,7 @@ class WALReader(Generic[B]):
         self._window = FrameWindow(initial_capacity)
         source = Source(path)
         try:
-            self._cursor = Cursor(source, self._window, self._mode, None if start == "end" else start, pin=pin)
-            if start == "end":
-                self._cursor.start = self._cursor.next_lsn()
+            self._cursor = Cursor(source, self._window, self._mode, start, pin=pin)
         except BaseException:
             source.close()
             raise
