@@ -9,7 +9,7 @@ import pytest
 
 import walpool
 from tests.read.logs import copy_of, entries, entry_of, fill, make, read, segment_files
-from walpool import CorruptLog, LogClosed, LogNotFound, LSNUnavailable, WALReader, WALWriter
+from walpool import CorruptLog, LogClosed, LogNotFound, LogReplaced, LSNUnavailable, WALReader, WALWriter
 from walpool.system.calls import calls
 
 COUNT = 40
@@ -127,6 +127,23 @@ def test_a_reader_of_an_empty_log_knows_that_it_is_empty(tmp_path: Path) -> None
         assert (reader.first_lsn, reader.last_lsn) == (1, 0)
         writer.put(b"key", b"value")
         assert (reader.first_lsn, reader.last_lsn) == (1, 1)
+
+
+def test_a_reader_whose_log_was_emptied_says_so_when_asked_what_it_has(any_log: Path) -> None:
+    with WALReader(any_log) as reader:
+        for file in segment_files(any_log):
+            file.unlink()
+        with pytest.raises(LogReplaced):
+            reader.first_lsn  # noqa: B018
+
+
+def test_what_a_log_has_is_asked_of_the_block_in_force(log: Path) -> None:
+    with WALReader(log) as reader:
+        assert reader.last_lsn == COUNT
+        (log / "control").unlink()
+        with WALWriter(log) as writer:
+            fill(writer, 3)
+            assert (reader.last_lsn, reader.first_lsn) == (COUNT + 3, 1)
 
 
 def test_a_pickled_reader_keeps_its_place_and_its_end(any_log: Path) -> None:

@@ -64,10 +64,19 @@ class Cursor:
         """The LSN of the first entry that was not given."""
         return max(self.lsn, self.start)
 
-    # The log's end
+    # The log's ends
+
+    def first_lsn(self) -> int:
+        """The first LSN that the log has, as of now. Raises LogReplaced when no segment is left."""
+        segments = self.source.segments()
+        if not segments:
+            self.check_log()
+            raise self.source.replaced("the log's segments were removed")
+        return segments[0]
 
     def next_lsn(self) -> int:
         """One past the last entry of the log, as of now."""
+        self._look_for_control()
         state = self.source.state()
         return state.next_lsn if state is not None else self._look().next_lsn
 

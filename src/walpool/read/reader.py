@@ -185,7 +185,7 @@ class WALReader(Generic[B]):
     def first_lsn(self) -> int:
         """The first LSN that the log has now; one more than `last_lsn` when it has no entry."""
         self._check_open()
-        return self._cursor.source.segments()[0]
+        return self._cursor.first_lsn()
 
     @property
     def last_lsn(self) -> int:

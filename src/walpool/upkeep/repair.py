@@ -45,7 +45,10 @@ def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
     Beside writers it looks as far as they have published: what lies behind is theirs, and nobody repairs it meanwhile.
     """
     directory = require_log(path)
-    found = survey(directory, mode, whole=True, published=_published(directory), settle=partial(settle, directory))
+    look = partial(survey, directory, mode, whole=True, settle=partial(settle, directory))
+    found = look(published=_published(directory))
+    while not found.segments and list_segments(directory):  # retention has removed all that had been published by then
+        found = look(published=_published(directory))
     behind = [first for first in found.segments if first >= found.next_lsn] if found.cut is not None else []
     return RepairPlan(
         path=directory.path,

@@ -77,8 +77,9 @@ class _Verification:
 
     def run(self) -> VerifyReport:
         report = self._report
-        state = self._source.state()
-        segments = [first for first in self._source.segments() if state is None or first <= state.segment]
+        there = self._source.segments()
+        state = self._source.state()  # after the names: what it names may be gone by the time they are read
+        segments = [first for first in there if state is None or first <= state.segment]
         self._total = sum(self._size(first) for first in segments)
         report.first_lsn = self._lsn = segments[0]
         for at, first_lsn in enumerate(segments):
