@@ -26,9 +26,9 @@ ALLOWED_IMPORTS = {("format/entry.py", "time", "time_ns")}
 # The commands are a program of their own: they start processes and read files that are no log's.
 CLI_MODULES = {"signal", "subprocess", "sys", "sysconfig", "select", "io", "tempfile", "shutil"}
 
-LONG_FILES = {"read/reader.py"}  # over 350 lines, and known to be: one object with one idea
+LONG_FILES: set[str] = set()  # over 350 lines, and known to be: one object with one idea
 MOST_LINES = 350
-MOST_FILES = {"cli": 16, "system": 15}  # a file a command, and one a thing that the machine has; else 12
+MOST_FILES = {"cli": 17, "system": 15, "upkeep": 13}  # a file a command, and one a thing that the machine has; else 12
 
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(file.relative_to(SOURCE)) for file in FILES]

@@ -21,6 +21,8 @@ from walpool.format.header import WALHeader
 from walpool.options import RecoveryMode, Retention, SyncMode
 from walpool.read.reader import ReaderStats, WALReader
 from walpool.shared.metrics import WALMetrics
+from walpool.upkeep.checkpoint import checkpoint
+from walpool.upkeep.copy import CopyReport, copy
 from walpool.upkeep.recovery import RecoveryReport
 from walpool.write.writer import WALWriter
 
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchTooLarge",
+    "CopyReport",
     "CorruptLog",
     "EntryTooLarge",
     "IOFailed",
@@ -52,4 +55,6 @@ __all__ = [
     "WALMetrics",
     "WALReader",
     "WALWriter",
+    "checkpoint",
+    "copy",
 ]

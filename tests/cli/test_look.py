@@ -41,6 +41,16 @@ def test_the_golden_segment_is_dumped_like_this(run: Run, golden: Path) -> None:
         assert (ended.code, ended.text) == (0, DUMP)
 
 
+def test_a_segment_file_may_have_any_name(run: Run, golden: Path) -> None:
+    (golden / GOLDEN).rename(golden / "x.wal")
+    ended = run("dump", golden / "x.wal")
+    assert (ended.code, ended.text) == (0, DUMP.replace(GOLDEN, "x.wal"))
+    for command in ("verify", "cat"):
+        ended = run(command, golden / "x.wal")
+        assert (ended.code, ended.err) == (0, "")
+    assert "LSN 41 to" in run("verify", golden / "x.wal").text
+
+
 def test_a_dump_as_json_has_the_same_rows(run: Run, golden: Path) -> None:
     rows = [json.loads(line) for line in run("dump", golden, "--json").text.splitlines()]
     assert [(row["offset"], row["kind"]) for row in rows] == [

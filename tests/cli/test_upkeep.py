@@ -136,3 +136,25 @@ def test_a_checkpoint_past_the_end_is_refused(run: Run, log: Path) -> None:
     ended = run("checkpoint", log, "2")
     assert ended.code == 2
     assert_no_traceback(ended)
+
+
+def test_copy_makes_a_log_and_says_what_is_in_it(run: Run, tmp_path: Path) -> None:
+    with WALWriter(tmp_path / "log") as writer:
+        for number in range(5):
+            writer.put(b"key", b"%d" % number)
+    ended = run("copy", tmp_path / "log", tmp_path / "copy")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.text.startswith("copied 5 entries (LSN 1 to 5) in 1 segments")
+    assert run("cat", tmp_path / "copy").out == run("cat", tmp_path / "log").out
+    told = run("copy", tmp_path / "log", tmp_path / "another", "--json").json
+    assert (told["first_lsn"], told["next_lsn"], told["path"]) == (1, 6, str(tmp_path / "another"))
+
+
+def test_copy_replaces_nothing_and_needs_a_log(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    assert run("copy", tmp_path / "nothing", tmp_path / "copy").code == 3
+    WALWriter(tmp_path / "log").close()
+    ended = run("copy", tmp_path / "log", tmp_path / "there")
+    assert ended.code == 74
+    assert_no_traceback(ended)
+    assert "it exists already" in ended.err

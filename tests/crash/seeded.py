@@ -151,8 +151,8 @@ BUGS = [
     Bug(
         "a trim takes a byte too much",
         "upkeep/prepare.py",
-        "segment.file.truncate(window.offset)",
-        "segment.file.truncate(window.offset - 1)",
+        "segment.file.truncate(end)",
+        "segment.file.truncate(end - 1)",
         "cut: turns",
     ),
     # What a death shows
@@ -275,6 +275,56 @@ BUGS = [
         "    if not found:\n",
         "tests/crash/test_hostile_bytes.py",
         (("crc32c(view[body:end], marker)) != crc", "crc32c(view[body:end], found)) != crc"),),
+    ),
+    Bug(
+        "a scan does not look whether entries add up",
+        "read/scan.py",
+        "                    check_body(window.data, found.body, found.end, found.count)\n",
+        "                    pass\n",
+        "tests/upkeep/test_repair.py",
+    ),
+    # What readers and copiers show
+    Bug(
+        "a reader takes one look for a proof",
+        "read/verdict.py",
+        "    return Verdict(Kind.AGAIN) if isinstance(again, Frame) else",
+        "    return",
+        "tests/upkeep/test_beside_writers.py",
+    ),
+    Bug(
+        "a scan takes one look for a proof",
+        "read/scan.py",
+        "            if looked_at != end and (",
+        "            if False and (",
+        "tests/upkeep/test_beside_writers.py",
+    ),
+    Bug(
+        "without a control block everything is taken for durable",
+        "read/cursor.py",
+        "else self._look().durable_lsn",
+        "else self._look().next_lsn",
+        "tests/read/test_follow.py",
+    ),
+    Bug(
+        "an idle follower does not look whether its log is still there",
+        "read/follow.py",
+        "            reader.check_log()\n",
+        "",
+        "tests/read/test_replaced.py",
+    ),
+    Bug(
+        "a copy goes on behind the tail that was noted",
+        "upkeep/copy.py",
+        "end.tail if at == end.segment else file.size()",
+        "file.size()",
+        "tests/upkeep/test_copy.py",
+    ),
+    Bug(
+        "a copy that failed is left",
+        "upkeep/copy.py",
+        "        _discard(parent, name, work)\n",
+        "        pass\n",
+        "tests/upkeep/test_copy.py",
     ),
 ]
 

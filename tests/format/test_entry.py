@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.format import layout
 from walpool import CorruptLog, EntryTooLarge, Operation, UnsupportedVersion, WALEntry, WALReader, WALWriter
-from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES, BodyError, decode_body, encode_entries
+from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES, BodyError, check_body, decode_body, encode_entries
 
 ENTRIES = st.builds(
     WALEntry,
@@ -342,3 +342,41 @@ def test_one_odd_entry_among_many_of_one_shape_changes_no_outcome(odd: Any, plac
     assert outcome(entries) == one_by_one
     if odd is ODD[0]:
         assert one_by_one == (b"".join(encode_entries([entry])[0] for entry in entries), 14, 16 + 3 + 5)
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> tuple[bytes, int]:
+    """A body of up to 12 entries, often of one shape, with a byte changed, added or taken away; and a count."""
+    shape = draw(st.tuples(st.integers(0, 4), st.integers(0, 9)))
+    uniform = draw(st.booleans())
+    count = draw(st.integers(1, 12))
+    shapes = [shape if uniform else draw(st.tuples(st.integers(0, 4), st.integers(0, 9))) for _ in range(count)]
+    body = bytearray(b"".join(layout.entry(layout.PUT, b"k" * key, b"v" * value, 1) for key, value in shapes))
+    kind = draw(st.sampled_from(["none", "flip", "cut", "add", "count"]))
+    if kind == "flip":
+        body[draw(st.integers(0, len(body) - 1))] ^= 1 << draw(st.integers(0, 7))
+    elif kind == "cut":
+        del body[-draw(st.integers(1, len(body))) :]
+    elif kind == "add":
+        body += bytes(draw(st.integers(1, 40)))
+    elif kind == "count":
+        count += draw(st.sampled_from([-1, 1]))
+    return bytes(body), max(1, count)
+
+
+@layout.examples(400)
+@given(case=bodies())
+def test_a_body_is_checked_as_it_is_decoded(case: tuple[bytes, int]) -> None:
+    body, count = case
+
+    def outcome(work: Any) -> str | None:
+        try:
+            work()
+        except BodyError as error:
+            return error.reason
+        return None
+
+    framed = b"before" + body + b"behind"
+    start, end = 6, 6 + len(body)
+    checked = outcome(lambda: check_body(memoryview(framed), start, end, count))
+    assert checked == outcome(lambda: decode_body(framed, start, end, count, 1))

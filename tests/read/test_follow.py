@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.format import layout
 from tests.read.logs import copy_of, entries, entry_of, fill, make, segment_files
 from walpool import LogClosed, RecoveryMode, WALEntry, WALReader, WALWriter
 from walpool.system import processes
@@ -272,6 +273,64 @@ def test_a_durable_follower_beside_a_busy_writer_is_never_ahead_of_the_disk(log:
                     break
         thread.join()
     assert failures == []
+
+
+def log_of(log: Path, durable_lsn: int, stated: dict[int, int]) -> Path:
+    """1 2 3 | 4 5 6 7, as a reboot or a copy leaves it; `stated`: the durable LSN in the frame with that LSN."""
+    files = {}
+    for first, count, header_says in ((1, 3, 0), (4, 4, durable_lsn)):
+        data = layout.header(first, marker=first, durable_lsn=header_says)
+        for lsn in range(first, first + count):
+            data += layout.frame(lsn, [layout.item(lsn)], marker=first, durable_lsn=stated.get(lsn, 0), appended_at=lsn)
+        files[first] = data
+    return layout.write_segments(log, files)
+
+
+@pytest.mark.parametrize(
+    ("header", "stated", "durable_lsn"),
+    [
+        (0, {}, 0),
+        (3, {}, 3),
+        (2, {}, 2),
+        (0, {5: 3}, 3),
+        (3, {6: 4, 7: 5}, 5),
+        (3, {7: 6}, 6),
+        (3, {6: 5, 7: 0}, 5),
+        (0, {6: 6}, 5),  # no frame vouches for itself
+        (0, {6: 1 << 40}, 5),
+    ],
+)
+def test_without_a_control_block_only_what_the_segments_vouch_for_is_durable(
+    log: Path, header: int, stated: dict[int, int], durable_lsn: int
+) -> None:
+    log_of(log, header, stated)
+    with WALReader(log) as reader:
+        assert list(reader.follow(timeout=0, durable_only=True)) == entries(1, durable_lsn + 1)
+        assert reader.read_all() == entries(durable_lsn + 1, 8)
+
+
+def test_a_batch_of_which_only_a_part_is_called_durable_is_held_back(log: Path) -> None:
+    batch = layout.frame(2, [layout.item(2), layout.item(3)])
+    data = layout.segment(1, layout.single(1, 1)) + batch + layout.frame(4, [layout.item(4)], durable_lsn=2)
+    layout.write_segments(log, {1: data})
+    with WALReader(log) as reader:
+        assert list(reader.follow(timeout=0, durable_only=True)) == entries(1, 2)
+        assert reader.read_all() == entries(2, 5)
+
+
+def test_a_durable_follower_that_was_there_before_the_block_gets_nothing_ahead_of_the_disk(
+    log: Path, script: Script
+) -> None:
+    """The block appears between its look for one and its reading."""
+    make(log, 10)
+    (log / "control").unlink()
+    with WALReader(log, start=11) as reader:
+        assert list(reader.follow(timeout=0, durable_only=True)) == []
+        with WALWriter(log) as writer:
+            fill(writer, 5)
+            assert not reader.advance(True), "what no sync covered was taken in hand"
+            writer.sync()
+            assert list(reader.follow(timeout=0, durable_only=True)) == entries(11, 16)
 
 
 # Beside writers, restarts and copies

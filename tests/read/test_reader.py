@@ -14,6 +14,7 @@ from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, written
 from tests.support import open_under
 from walpool import (
+    CorruptLog,
     LogClosed,
     LogNotFound,
     LSNUnavailable,
@@ -181,15 +182,32 @@ def test_one_segment_file_is_read_alone(log: Path) -> None:
     assert found == entries(1, COUNT + 1)
 
 
-def test_a_segment_file_needs_nothing_around_it_but_its_name(log: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [None, "x.wal", "renamed.bin", layout.name(7)])
+def test_a_segment_file_needs_nothing_around_it_and_may_have_any_name(
+    log: Path, tmp_path: Path, name: str | None
+) -> None:
     file = segment_files(log)[2]
     alone = tmp_path / "elsewhere"
     alone.mkdir()
-    shutil.copy(file, alone)
-    assert read(alone / file.name).entries == read(file).entries != []
-    shutil.copy(file, alone / "renamed.bin")
-    with pytest.raises(UnsafeLog, match="20 digits"):
-        WALReader(alone / "renamed.bin")
+    copy = alone / (name or file.name)
+    shutil.copy(file, copy)
+    assert read(copy).entries == read(file).entries != []
+    assert (verify(copy).findings, verify(copy).path) == ([], str(copy))
+    first = int(file.stem)
+    with WALReader(copy, start=first + 1) as reader:
+        assert (reader.first_lsn, reader.read_all()) == (first, read(file).entries[1:])
+    data = bytearray(copy.read_bytes())
+    data[30] ^= 1
+    copy.write_bytes(data)
+    assert isinstance(read(copy).error, CorruptLog)
+
+
+def test_what_only_looks_like_a_segment_file_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "x.wal"
+    for data in (b"", b"WALPOO", bytes(100), b"somebody else's"):
+        place.write_bytes(data)
+        with pytest.raises(UnsafeLog, match="nor a segment file"):
+            WALReader(place)
 
 
 def test_following_one_segment_file_ends_with_it(log: Path) -> None:
@@ -375,14 +393,14 @@ def test_closing_gives_every_descriptor_back(any_log: Path) -> None:
         del reader
     with pytest.raises(LSNUnavailable):
         segment_files(any_log)[0].unlink()
-        WALReader(any_log)
+        WALReader(any_log, start=1)
     assert open_under(any_log) == before
 
 
 # What cannot be read
 
 
-@pytest.mark.parametrize("start", [0, -1, 1.0, "1", None, b"1"], ids=repr)
+@pytest.mark.parametrize("start", [0, -1, 1.0, "1", True, b"1", "END"], ids=repr)
 def test_start_must_be_an_lsn(log: Path, start: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         WALReader(log, start=start)
@@ -422,7 +440,7 @@ def test_what_was_removed_at_the_front_is_named(any_log: Path) -> None:
 
 
 def test_what_is_removed_while_a_reader_stands_before_it_is_named(log: Path) -> None:
-    with WALReader(log) as reader:
+    with WALReader(log, start=1) as reader:
         files = segment_files(log)
         for file in files[:4]:
             file.unlink()

@@ -11,7 +11,7 @@ from tests.format import layout
 from tests.read.logs import contents, entries, entry_of, read
 from walpool import CorruptLog, RecoveryMode, WALReader, WALWriter
 from walpool.system.files import Directory
-from walpool.upkeep.recovery import DECISIONS, Decision, survey
+from walpool.upkeep.survey import DECISIONS, Decision, survey
 from walpool.upkeep.verify import EVIDENCE, verify
 
 BAD = 4  # the LSN of the batch that is damaged

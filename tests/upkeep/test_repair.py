@@ -1,5 +1,6 @@
 """Repair: it looks at the whole log, says what it would do, and does just that."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from walpool import CorruptLog, LogNotFound, RecoveryMode, UnsafeLog, WALWriter
 from walpool.options import WriterOptions
 from walpool.upkeep import opening
 from walpool.upkeep.repair import plan_repair, repair
-from walpool.upkeep.verify import verify
+from walpool.upkeep.verify import Finding, verify
 
 POINT, SALVAGE = RecoveryMode.POINT_IN_TIME, RecoveryMode.SALVAGE
 
@@ -113,3 +114,76 @@ def test_where_there_is_no_log_there_is_nothing_to_repair(log: Path, tmp_path: P
         with pytest.raises(LogNotFound):
             repair(place, options(POINT))
     assert list(tmp_path.iterdir()) == []
+
+
+# A frame whose checksum fits and whose entries do not add up: a writer's bug, or forged
+
+
+def odd_frame(lsn: int, *, marker: int = layout.MARKER, durable_lsn: int = 0) -> bytes:
+    """LSN `lsn` and the next."""
+    items = [layout.item(lsn), layout.item(lsn + 1)]
+    body = layout.entry(*items[0]) + layout.entry(*items[1])[:-1]
+    return layout.frame(lsn, items, body=body, marker=marker, durable_lsn=durable_lsn)
+
+
+def odd_in_the_middle(log: Path) -> Path:
+    """1 2 [3 4] 5 | 6 7"""
+    first = layout.segment(1, layout.single(1, 2)) + odd_frame(3) + layout.frame(5, [layout.item(5)])
+    return layout.write_segments(log, {1: first, 6: layout.segment(6, layout.single(6, 2), sequence=2, marker=2)})
+
+
+def odd_at_the_end_of_a_segment(log: Path) -> Path:
+    """1 2 [3 4] | 5 6 7"""
+    first = layout.segment(1, layout.single(1, 2)) + odd_frame(3)
+    return layout.write_segments(log, {1: first, 5: layout.segment(5, layout.single(5, 3), sequence=2, marker=2)})
+
+
+def odd_in_the_last_segment(log: Path) -> Path:
+    """1 2 [3 4] 5 6 7, none of it known to be durable: written whole, so no power cut made it so"""
+    data = layout.segment(1, layout.single(1, 2)) + odd_frame(3)
+    return layout.write_segments(log, {1: data + b"".join(layout.frame(lsn, [layout.item(lsn)]) for lsn in (5, 6, 7))})
+
+
+def where(finding: Finding) -> tuple[str, int, int]:
+    return finding.path, finding.offset, finding.lsn
+
+
+@pytest.mark.parametrize("build", [odd_in_the_middle, odd_at_the_end_of_a_segment, odd_in_the_last_segment])
+def test_verify_and_repair_agree_about_entries_that_do_not_add_up(log: Path, build: Callable[[Path], Path]) -> None:
+    build(log)
+    (finding,) = verify(log).findings
+    for mode in (RecoveryMode.TOLERATE_TAIL, RecoveryMode.STRICT):
+        with pytest.raises(CorruptLog, match="past its end") as caught:
+            plan_repair(log, mode)
+        assert (caught.value.path, caught.value.offset, caught.value.lsn) == where(finding)
+    plan = plan_repair(log, POINT)
+    assert plan.cut is not None
+    assert (plan.cut.path, plan.cut.offset, plan.cut.lsn, plan.next_lsn) == (*where(finding), 3)
+    assert plan.intact_behind == 3
+    plan = plan_repair(log, SALVAGE)
+    assert ([place.lsn for place in plan.skipped], plan.cut, plan.next_lsn) == ([3], None, 8)
+
+
+@pytest.mark.parametrize("build", [odd_in_the_middle, odd_at_the_end_of_a_segment, odd_in_the_last_segment])
+def test_a_repair_gets_past_entries_that_do_not_add_up(log: Path, build: Callable[[Path], Path]) -> None:
+    build(log)
+    repair(log, options(SALVAGE))
+    assert read(log, mode=SALVAGE).entries == entries(1, 3) + entries(5, 8)
+    repair(log, options(POINT))
+    with WALWriter(log) as writer:
+        assert writer.append(entry_of(3)) == 3
+    for mode in RecoveryMode:
+        found = read(log, mode=mode)
+        assert (found.entries, found.error) == (entries(1, 4), None)
+    assert not verify(log).damaged
+
+
+def test_a_recovery_sees_entries_that_do_not_add_up_where_it_reads(log: Path) -> None:
+    odd_in_the_last_segment(log)
+    before = contents(log)
+    with pytest.raises(CorruptLog, match="past its end"):
+        WALWriter(log).close()
+    assert {name: data for name, data in contents(log).items() if name in before} == before
+    with WALWriter(log, recovery=POINT) as writer:
+        assert writer.recovery_report is not None
+        assert (writer.recovery_report.next_lsn, writer.recovery_report.intact_behind) == (3, 3)

@@ -13,10 +13,23 @@ from hypothesis import strategies as st
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, fill, read, segment_files
 from tests.upkeep.faults import Killed, killed_at, watched
-from walpool import CorruptLog, LSNUnavailable, Retention, SyncFailed, SyncMode, WALError, WALReader, WALWriter
+from walpool import (
+    CorruptLog,
+    LSNUnavailable,
+    RecoveryMode,
+    Retention,
+    SyncFailed,
+    SyncMode,
+    WALError,
+    WALReader,
+    WALWriter,
+)
 from walpool.format.header import WALHeader
+from walpool.shared.control import Control, LogState
 from walpool.system.calls import calls
-from walpool.upkeep.retention import SealedSegment, removable, sealing_times
+from walpool.system.files import Directory
+from walpool.upkeep import retention
+from walpool.upkeep.retention import PruneReport, SealedSegment, removable, sealing_times
 from walpool.upkeep.verify import verify
 
 NONE = 1 << 62  # as a pin: nobody wants anything
@@ -125,7 +138,7 @@ def test_a_checkpoint_lets_whole_segments_go_and_no_entry_above_it(full: Path) -
             assert read(full, start=first).entries == entries(first, 41)
             if first > 1:
                 with pytest.raises(LSNUnavailable) as caught:
-                    WALReader(full)
+                    WALReader(full, start=1)
                 assert caught.value.first_available == first
         assert writer.checkpoint(5) == 40, "a checkpoint never goes back"
         assert writer.put(b"key", b"value") == 41
@@ -396,3 +409,39 @@ def change_created_at(file: Path, created_at: int) -> None:
     data = bytearray(file.read_bytes())
     data[:64] = dataclasses.replace(WALHeader.decode(bytes(data[:64])), created_at=created_at).encode()
     file.write_bytes(data)
+
+
+@pytest.mark.parametrize("last_value", [b"value", bytes(200)], ids=["", "ends with zeros"])
+def test_zeros_written_ahead_are_not_bytes_of_the_log(tmp_path: Path, last_value: bytes) -> None:
+    """A sealed segment keeps them until somebody has the time to give them back."""
+    data = layout.segment(1, layout.single(1, 4)) + layout.frame(5, [(layout.PUT, b"k", last_value, 1)])
+    files = {
+        1: data + bytes(1_000_000),
+        6: layout.segment(6, layout.single(6, 5), sequence=2, marker=2) + bytes(900_000),
+        11: layout.segment(11, layout.single(11, 2), sequence=3, marker=3),
+    }
+    in_use = {first: len(file.rstrip(b"\0")) for first, file in files.items()} | {1: len(data)}
+    log = layout.write_segments(tmp_path / "log", files)
+    with WALWriter(log, recovery=RecoveryMode.STRICT) as writer:
+        first_lsn = writer.put(b"key", b"value")
+        assert first_lsn == 13
+        total = sum(in_use.values()) + writer.size
+
+        def prune(max_bytes: int) -> PruneReport:
+            state = Control.attach(Directory(log), writable=False).state()
+            return retention.prune(Directory(log), state, Retention(checkpointed=False, max_bytes=max_bytes))
+
+        assert prune(total).removed == ()
+        report = prune(total - 1)
+        assert (report.removed, report.bytes) == ((1,), in_use[1])
+        assert prune(total - in_use[1]).removed == ()
+        assert prune(0).removed == (6, 11)
+
+
+def test_a_segment_whose_end_cannot_be_found_counts_whole(tmp_path: Path) -> None:
+    data = bytearray(layout.segment(1, layout.single(1, 5)))
+    data[200] ^= 1
+    log = layout.write_segments(tmp_path / "log", {1: bytes(data) + bytes(5000), 6: layout.segment(6, [], sequence=2)})
+    state = LogState(6, 2, layout.MARKER, 64, 6, 0, 5, 5, 0, 0, 0)
+    report = retention.prune(Directory(log), state, Retention(checkpointed=False, max_bytes=0), dry_run=True)
+    assert (report.removed, report.bytes) == ((1,), len(data) + 5000)

@@ -101,13 +101,33 @@ def test_zeros_before_intact_batches_are_damage(copy: Path) -> None:
     assert "zeros" in report.findings[0].reason
 
 
+def test_a_gap_that_a_copy_by_files_would_leave_too_says_so(copy: Path) -> None:
+    file = segment_files(copy)[1]
+    data = file.read_bytes()
+    span = next(spans({file.name: data}))
+    for changed in (
+        data[: span.offset],
+        data[: span.offset + 20],
+        data[: span.offset] + bytes(len(data) - span.offset),
+        data[: span.offset] + bytes(20) + data[span.offset + 20 :],
+    ):
+        file.write_bytes(changed)
+        told = " ".join(finding.reason for finding in verify(copy).findings)
+        assert "walpool copy" in told
+        assert "--mode point-in-time" in told
+    flipped = bytearray(data)
+    flipped[span.offset + 50] ^= 1
+    file.write_bytes(flipped)
+    assert "walpool copy" not in " ".join(finding.reason for finding in verify(copy).findings)
+
+
 def test_a_missing_segment_is_a_gap(copy: Path) -> None:
     files = segment_files(copy)
     first, end = int(files[1].stem), int(files[2].stem)
     files[1].unlink()
     report = verify(copy)
     assert kinds(report) == [GAP]
-    assert report.findings[0].reason == f"LSN {first} to {end - 1} are missing"
+    assert report.findings[0].reason.startswith(f"LSN {first} to {end - 1} are missing")
     assert report.findings[0].path == str(files[2])
     assert report.damaged
 

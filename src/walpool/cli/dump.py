@@ -102,12 +102,18 @@ def _frame_rows(name: str, segment: Segment, limit_lsn: int | None, control: Con
         void = limit_lsn is not None and lsn >= limit_lsn
         found = window.next(lsn, segment.file.size())
         if not isinstance(found, Frame):
+            rest = segment.file.read(max(0, segment.file.size() - offset), offset)
+            window.start(segment, offset)
+            found = window.next(lsn, segment.file.size())  # frames in `rest` may have come since: then this one, too
+            window.start(segment, offset)
+            if isinstance(found, Frame):
+                continue
             break
         yield Row(name, offset, "void" if void else "frame" if published else "pending", _frame_fields(found))
         lsn = found.next_lsn
     problem = found.reason if isinstance(found, Damage) else "zeros"
     if published:
-        yield from _behind(name, segment, offset, lsn, problem, void)
+        yield from _behind(name, segment, rest, offset, lsn, problem, void)
     else:
         left = segment.file.size() - offset
         what = "behind the published tail: zeros, or what an append under way or a killed one has left"
@@ -120,9 +126,8 @@ def _published(control: Control, segment: int, offset: int) -> bool:
     return segment < state.segment or (segment == state.segment and offset < state.tail)
 
 
-def _behind(name: str, segment: Segment, offset: int, lsn: int, problem: str, void: bool) -> Iterator[Row]:
-    """What stands behind the last frame in order: damage, and every intact frame in it."""
-    rest = segment.file.read(max(0, segment.file.size() - offset), offset)
+def _behind(name: str, segment: Segment, rest: bytes, offset: int, lsn: int, problem: str, void: bool) -> Iterator[Row]:
+    """What stands behind the last frame in order, `rest`: damage, and every intact frame in it."""
     kind = "void" if void else "damage"  # void: the next segment says that nothing here counts
     at = 0  # in `rest`: what lies before it has been told
     exhausted = False

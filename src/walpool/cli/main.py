@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "serve the figures to Prometheus over HTTP",
     "verify": "read everything and report each finding",
     "repair": "say what it would take to have no damage; with --apply do it, keeping what is cut",
+    "copy": "make a copy that is whole, while the log is written to",
     "checkpoint": "state that nothing at or below an LSN is needed any more",
     "prune": "remove the oldest segments that a rule says nobody needs",
 }

@@ -17,8 +17,8 @@ from walpool import CorruptLog, RecoveryMode, RecoveryReport
 from walpool.cli.exits import CommandError, Exit, describe, one_line
 from walpool.cli.output import print_json
 from walpool.options import WriterOptions
-from walpool.upkeep.recovery import Place
 from walpool.upkeep.repair import RepairPlan, plan_repair, repair
+from walpool.upkeep.survey import Place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

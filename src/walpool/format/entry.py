@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import lru_cache
 from itertools import repeat
 from time import time_ns  # the one call outside `system`: the default of WALEntry.timestamp, and it cannot fail
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from walpool.errors import CorruptLog, EntryTooLarge
 
@@ -33,6 +33,16 @@ _KEY_MASK = (1 << 28) - 1
 
 Bytes = bytes | bytearray | memoryview
 
+# What keys and values are: bytes, but for a zero_copy reader's. A default keeps `WALEntry` a complete type.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # part of every type checker; nothing that runs needs it
+
+    B = TypeVar("B", bound=bytes | memoryview, default=bytes)
+else:
+    from typing import TypeVar
+
+    B = TypeVar("B")
+
 
 class Operation(IntEnum):
     PUT = 1
@@ -44,31 +54,34 @@ DELETE_BITS = Operation.DELETE << 28
 _OPERATIONS = {1: Operation.PUT, 2: Operation.DELETE}
 
 
-class WALEntry(NamedTuple):
-    """One put or delete. `lsn` is 0 until the entry is read from a log; `timestamp` is the caller's (default: ns)."""
+class WALEntry(NamedTuple, Generic[B]):
+    """One put or delete. `lsn` is 0 until the entry is read from a log; `timestamp` is the caller's (default: ns).
+
+    Keys and values are bytes; what a `zero_copy` reader gives is a `WALEntry[memoryview]`.
+    """
 
     operation: Operation
-    key: Bytes
-    value: Bytes
+    key: B
+    value: B
     timestamp: int
     lsn: int = 0
 
     @classmethod
-    def put(cls, key: Bytes, value: Bytes, timestamp: int | None = None) -> "WALEntry":
-        return cls(Operation.PUT, as_bytes("key", key), as_bytes("value", value), _timestamp(timestamp))
+    def put(cls, key: Bytes, value: Bytes, timestamp: int | None = None) -> "WALEntry[bytes]":
+        return WALEntry(Operation.PUT, as_bytes("key", key), as_bytes("value", value), _timestamp(timestamp))
 
     @classmethod
-    def delete(cls, key: Bytes, timestamp: int | None = None) -> "WALEntry":
-        return cls(Operation.DELETE, as_bytes("key", key), b"", _timestamp(timestamp))
+    def delete(cls, key: Bytes, timestamp: int | None = None) -> "WALEntry[bytes]":
+        return WALEntry(Operation.DELETE, as_bytes("key", key), b"", _timestamp(timestamp))
 
-    def encode(self) -> bytes:
+    def encode(self: "WALEntry[Any]") -> bytes:
         """This entry alone, with its own checksum: a frame with marker 0x57414C45 and LSN 0."""
         from walpool.format.frame import encode_alone
 
         return encode_alone(encode_entries([self])[0])
 
     @classmethod
-    def decode(cls, data: Bytes) -> "WALEntry":
+    def decode(cls, data: Bytes) -> "WALEntry[bytes]":
         """The entry that `encode` gave. Raises CorruptLog for anything else."""
         from walpool.format.frame import decode_alone
 
@@ -280,6 +293,37 @@ def _decode_columns(data: Bytes, start: int, end: int, count: int, first_lsn: in
     return list(
         map(tuple.__new__, repeat(WALEntry), zip(repeat(operation), keys, values, timestamps, lsns, strict=False))
     )
+
+
+def check_body(data: Bytes, start: int, end: int, count: int) -> None:
+    """Raises BodyError where `decode_body` would, without making entries: 0.03 us an entry of one shape, else 0.2."""
+    load = _LENGTHS.unpack_from
+    last_head = end - ENTRY_BYTES
+    if count >= COLUMNS_FROM and start <= last_head:
+        (lengths,) = load(data, start)
+        try:
+            _, size, _ = _shape(lengths)
+        except BodyError:
+            size = 0  # the way of one by one says which entry it is
+        if size * count == end - start:
+            heads = list(struct.iter_unpack(f"<Q {size - 8}x", memoryview(data)[start:end]))
+            if heads.count((lengths,)) == count:
+                return
+    at = start
+    shape = -1  # no entry's lengths
+    size = 0
+    for number in range(count):
+        if at > last_head:
+            raise BodyError(f"the frame ends before its entry {number}")
+        (lengths,) = load(data, at)
+        if lengths != shape:
+            _, size, _ = _shape(lengths)
+            shape = lengths
+        if size > end - at:
+            raise BodyError(f"entry {number} of the frame reaches past its end")
+        at += size
+    if at != end:
+        raise BodyError(f"{end - at} bytes are left over after the frame's last entry")
 
 
 class BodyError(CorruptLog):

@@ -9,30 +9,27 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import length_hint
-from typing import Any, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, cast, overload
 
-from walpool.errors import CorruptLog, LogClosed, LSNUnavailable
-from walpool.format.entry import BodyError, WALEntry, decode_body
-from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames
+from walpool.errors import LogClosed
+from walpool.format.entry import B, BodyError, WALEntry, decode_body
+from walpool.format.frame import Frame
 from walpool.options import RecoveryMode
+from walpool.read.cursor import Cursor, Start
 from walpool.read.follow import follow
-from walpool.read.scan import INITIAL_CAPACITY, FrameWindow, look_behind, refuse_unknown, scan_segment
-from walpool.read.seek import seek
-from walpool.read.source import Extent, Source
-from walpool.shared.catalog import Segment, header_is_torn, used_range
-from walpool.shared.control import Control
-from walpool.shared.counters import counters_of
-from walpool.shared.pins import Pin
+from walpool.read.scan import INITIAL_CAPACITY, FrameWindow, refuse_unknown
+from walpool.read.source import Source
+from walpool.system.forks import reopen_after_fork
 
 
-class ReadBatch(NamedTuple):
+class ReadBatch(NamedTuple, Generic[B]):
     """One batch as it was appended; `entries` starts at the reader's `start` when that lies inside."""
 
     first_lsn: int
     count: int  # type: ignore[assignment]  # public name; nobody counts in a batch
     appended_at: int  # ns since the epoch
     writer: int  # slot
-    entries: list[WALEntry]
+    entries: list[WALEntry[B]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,75 +46,103 @@ class ReaderStats:
     damaged: int  # places that were no frame: torn tails and damaged ranges
 
 
-class WALReader:
-    """Reads the log at `path` (a directory, or one segment file) from the LSN `start` on.
+class WALReader(Generic[B]):
+    """Reads the log at `path` (a directory, or one segment file) from the LSN `start` up to the LSN `end`.
 
+    `start` is None for the first entry there is, an LSN, or "end" for what is appended from now on; an LSN that is yet
+    to come is a place to follow from. `end` is exclusive; None reads as far as the log goes.
     `mode` says what damage does: TOLERATE_TAIL ends at a torn tail and raises CorruptLog for damage before intact or
     durable frames; STRICT raises for both; POINT_IN_TIME ends at the first; SALVAGE skips what is damaged.
     With `zero_copy` keys and values are memoryviews that are valid until the next entry is asked for. With `pin`
     retention keeps what this reader has not read yet, up to `Retention.max_pinned_bytes`.
 
-    Raises LogNotFound, UnsafeLog, LSNUnavailable for a `start` that retention has removed, UnsupportedVersion.
+    Raises LogNotFound, UnsafeLog, LSNUnavailable for a `start` that retention has removed (start at its
+    `first_available`), UnsupportedVersion. Reading raises LogReplaced when the log at the path is another one by now,
+    or none: open it again.
     """
 
+    @overload
+    def __init__(
+        self: "WALReader[bytes]",
+        path: str | os.PathLike[str],
+        start: Start = None,
+        end: int | None = None,
+        *,
+        mode: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
+        initial_capacity: int = INITIAL_CAPACITY,
+        zero_copy: Literal[False] = False,
+        pin: bool = False,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "WALReader[memoryview]",
+        path: str | os.PathLike[str],
+        start: Start = None,
+        end: int | None = None,
+        *,
+        mode: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
+        initial_capacity: int = INITIAL_CAPACITY,
+        zero_copy: Literal[True],
+        pin: bool = False,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "WALReader[bytes | memoryview]",
+        path: str | os.PathLike[str],
+        start: Start = None,
+        end: int | None = None,
+        *,
+        mode: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
+        initial_capacity: int = INITIAL_CAPACITY,
+        zero_copy: bool,
+        pin: bool = False,
+    ) -> None: ...
     def __init__(
         self,
         path: str | os.PathLike[str],
-        start: int = 1,
+        start: Start = None,
+        end: int | None = None,
         *,
         mode: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
         initial_capacity: int = INITIAL_CAPACITY,
         zero_copy: bool = False,
         pin: bool = False,
     ) -> None:
-        if type(start) is not int or start < 1:
-            raise ValueError(f"start must be an LSN, from 1, not {start!r}")
+        if start is not None and start != "end" and (type(start) is not int or start < 1):
+            raise ValueError(f'start must be an LSN, from 1, or "end", or None for the first entry, not {start!r}')
+        if end is not None and (type(end) is not int or end < 1):
+            raise ValueError(f"end must be an LSN, from 1, or None, not {end!r}")
         if type(initial_capacity) is not int or initial_capacity < 1:
             raise ValueError(f"initial_capacity must be a number of bytes, not {initial_capacity!r}")
         self._closed = True
         self._path = os.path.abspath(os.fspath(path))
-        self._start = start
+        self._end = end
         self._mode = RecoveryMode(mode)
         self._zero_copy = zero_copy
-        self._pin: Pin | None = None
+        self._pinned = pin
         self._window = FrameWindow(initial_capacity)
-        self._source = Source(path)
-        self._closed = False
-        self._counters = counters_of(self._source.directory.path)
-        self._counts = self._counters.cell_for(self)
-        self._segment: Segment | None = None
-        self._extent = Extent(0, None, False)
-        self._frame_lsn = 0  # of the next frame
+        self._forked = False
+        self._open(start)
+        reopen_after_fork(self)
+        self._from_the_first = start is None
         self._frame: Frame  # the last one decoded
-        self._sought = False  # the place in this segment came from a search
-        self._over = False  # POINT_IN_TIME met damage
-        self._pending: Iterator[WALEntry] = iter(())
-        self._entries = self._batches = self._bytes = self._segments = 0
-        self._damaged: set[tuple[str, int]] = set()
-        if pin:
-            self._start_pin()
-        self._check_start()
+        self._pending: Iterator[WALEntry[B]] = iter(())
+        self._idle = False  # the last look gave nothing
+        self._entries = self._batches = self._bytes = 0
 
-    def _start_pin(self) -> None:
+    def _open(self, start: Start) -> None:
+        source = Source(self._path)
         try:
-            self._pin = Pin(self._source.directory)
-        except FileNotFoundError:
-            return  # a copy: nobody prunes it
-        for first_lsn in reversed(self._source.segments()):
-            if first_lsn <= self._start:
-                self._pin.move(first_lsn)
-                break
-
-    def _check_start(self) -> None:
-        first = self._source.segments()[0]
-        if self._start < first:
-            if self._source.only is None:
-                raise LSNUnavailable(self._start, first)
-            self._start = first
+            self._cursor = Cursor(source, self._window, self._mode, start, pin=self._pinned)
+        except BaseException:
+            source.close()
+            raise
+        self._counts = self._cursor.counters.cell_for(self)
+        self._closed = self._forked = False
 
     # Reading
 
-    def __iter__(self) -> Iterator[WALEntry]:
+    def __iter__(self) -> Iterator[WALEntry[B]]:
         """Entries up to what was published when the reader got there."""
         while True:
             self._count_read()
@@ -128,7 +153,7 @@ class WALReader:
             self._pending = iter(entries)
             del entries  # two batches alive at once would not fit the processor's cache
 
-    def read_entry(self) -> WALEntry | None:
+    def read_entry(self) -> WALEntry[B] | None:
         """The next entry, or None at the end; more may come later."""
         if not length_hint(self._pending):
             self._pending = iter(self._next_entries(None))
@@ -136,22 +161,23 @@ class WALReader:
         self._count_read(length_hint(self._pending))
         return entry
 
-    def read_all(self) -> list[WALEntry]:
+    def read_all(self) -> list[WALEntry[B]]:
         """All entries that are left."""
         return list(self)
 
-    def batches(self) -> Iterator[ReadBatch]:
+    def batches(self) -> Iterator[ReadBatch[B]]:
         """Batches as they were appended; what is left of one that was handed out entry by entry is not repeated."""
         while entries := self._next_entries(None):
             frame = self._frame
             self._count_read()
             yield ReadBatch(entries[0].lsn, len(entries), frame.appended_at, frame.writer, entries)
 
-    def follow(self, timeout: float | None = None, durable_only: bool = False) -> Iterator[WALEntry]:
+    def follow(self, timeout: float | None = None, durable_only: bool = False) -> Iterator[WALEntry[B]]:
         """Entries as they are appended, across rotations.
 
-        Ends after `timeout` seconds without news; None waits for ever. With `durable_only` an entry comes once it is on
-        disk.
+        Ends after `timeout` seconds without news, and at `end`; None waits for ever. With `durable_only` an entry comes
+        once it is on disk; of a log without a control block (a copy, or before the first writer after a reboot) that is
+        what its segments vouch for. Raises LogReplaced when the log was moved, removed or made anew meanwhile.
         """
         return follow(self, timeout, durable_only)
 
@@ -159,263 +185,111 @@ class WALReader:
     def stats(self) -> ReaderStats:
         window = self._window
         return ReaderStats(
-            self._entries, self._batches, self._bytes, self._segments, window.initial_capacity, window.capacity,
-            window.resizes, len(self._damaged),
+            self._entries, self._batches, self._bytes, self._cursor.segments, window.initial_capacity, window.capacity,
+            window.resizes, len(self._cursor.damaged),
         )  # fmt: skip
 
     @property
     def next_lsn(self) -> int:
-        """The LSN of the next entry."""
-        return max(self._frame_lsn - length_hint(self._pending), self._start)
+        """The LSN of the next entry that this reader gives."""
+        return max(self._cursor.lsn - length_hint(self._pending), self._cursor.start)
 
     @property
-    def _unread_lsn(self) -> int:
-        """The LSN of the first entry that is not in hand."""
-        return max(self._frame_lsn, self._start)
+    def first_lsn(self) -> int:
+        """The first LSN that the log has now; one more than `last_lsn` when it has no entry."""
+        self._check_open()
+        return self._cursor.first_lsn()
 
-    # Position
+    @property
+    def last_lsn(self) -> int:
+        """The last LSN that the log has now, whatever this reader's `end` is; 0 for a log without an entry so far."""
+        self._check_open()
+        return self._cursor.next_lsn() - 1
+
+    # For `follow`
 
     def has_news(self, durable_only: bool) -> bool:
-        """Whether reading on could give something: cheap, for `follow`."""
-        if self._closed:
-            raise LogClosed(f"{self._path}: the reader is closed")
-        source = self._source
-        control = source.control
-        if control is None or not self._is_ahead(control, durable_only):
-            source.look_for_control()  # it may have appeared, or been replaced
-            control = source.control
-            return control is None or self._is_ahead(control, durable_only)
-        return True
-
-    def _is_ahead(self, control: Control, durable_only: bool) -> bool:
-        return (control.durable_lsn if durable_only else control.state().next_lsn - 1) >= self._unread_lsn
+        """Whether reading on could give something."""
+        self._check_open()
+        return self._cursor.has_news(durable_only)
 
     @property
-    def pending(self) -> Iterator[WALEntry]:
-        """What is left of the batch in hand. For `follow`."""
+    def pending(self) -> Iterator[WALEntry[B]]:
+        """What is left of the batch in hand."""
         return self._pending
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `end` was reached."""
+        return self._end is not None and self._cursor.unread_lsn >= self._end
+
     def advance(self, durable_only: bool) -> bool:
-        """Take the next batch in hand, if there is one. For `follow`."""
-        control = self._source.control
-        entries = self._next_entries(control.durable_lsn if durable_only and control is not None else None)
+        """Take the next batch in hand, if there is one."""
+        self._idle = False  # a follower asks for `check_log` in its own time
+        entries = self._next_entries(self._cursor.durable_lsn() if durable_only else None)
         self._pending = iter(entries)
         self._count_read()
         return bool(entries)
 
-    def _next_entries(self, last_lsn: int | None) -> list[WALEntry]:
-        """The entries of the next batch, unless it starts past `last_lsn`; empty where reading ends for now."""
+    def check_log(self) -> None:
+        """Raises LogReplaced when the log at the path is not the one that was read so far."""
+        self._check_open()
+        self._cursor.check_log()
+
+    # Position
+
+    def _check_open(self) -> None:
+        if self._forked:
+            self._open(self._cursor.unread_lsn)
         if self._closed:
             raise LogClosed(f"{self._path}: the reader is closed")
+
+    def after_fork(self) -> None:
+        """In a forked child: what is open, and the pin, is the parent's; the next use opens the log for itself."""
+        if not self._closed:
+            self._closed = self._forked = True
+
+    def _next_entries(self, last_lsn: int | None) -> list[WALEntry[B]]:
+        """The entries of the next batch, unless it ends past `last_lsn`; empty where reading ends for now."""
+        if self._closed:
+            self._check_open()
+        cursor = self._cursor
+        if self._end is not None and cursor.unread_lsn >= self._end:
+            return []
         while True:
-            if last_lsn is not None and self._unread_lsn > last_lsn:
+            if last_lsn is not None and cursor.unread_lsn > last_lsn:
                 return []
-            frame = self._next_frame()
+            frame = cursor.next()
             if frame is None:
+                if self._idle:
+                    cursor.check_log()
+                self._idle = True
                 return []
             first_lsn, count = frame.first_lsn, frame.count
-            self._frame_lsn = next_lsn = first_lsn + count
-            start = self._start
-            if next_lsn <= start:
+            start = cursor.start
+            if first_lsn + count <= start:
                 continue
+            if last_lsn is not None and first_lsn + count - 1 > last_lsn:
+                cursor.put_back(frame)  # no sync ends inside a batch: whoever says so is damaged
+                return []
             self._frame = frame
             if frame.flags:
-                assert self._segment is not None
-                refuse_unknown(frame, self._segment.file.path)
+                assert cursor.segment is not None
+                refuse_unknown(frame, cursor.segment.file.path)
             try:
                 entries = decode_body(self._window.data, frame.body, frame.end, count, first_lsn, views=self._zero_copy)
             except BodyError as error:
-                self._pass_body(frame, error.reason)
+                cursor.pass_body(frame, error.reason)
                 continue
+            if self._end is not None and first_lsn + count > self._end:
+                del entries[self._end - first_lsn :]
             if first_lsn < start:
                 del entries[: start - first_lsn]
+            self._idle = False
             self._entries += len(entries)
             self._batches += 1
             self._bytes += frame.end - frame.offset
-            return entries
-
-    def _next_frame(self) -> Frame | None:
-        """The next intact frame, across segments; None where reading ends for now."""
-        while not self._over:
-            if self._segment is None and not self._enter(max(self._start, self._frame_lsn)):
-                return None
-            extent = self._extent
-            if extent.limit_lsn is not None and self._frame_lsn >= extent.limit_lsn:
-                self._leave()
-                continue
-            found = self._window.next(self._frame_lsn, extent.limit)
-            if isinstance(found, Frame):
-                if extent.limit_lsn is None or found.next_lsn <= extent.limit_lsn:
-                    return found
-                found = Damage(0, f"a frame reaches past LSN {extent.limit_lsn}, where the next segment starts")
-            if self._moved():
-                continue
-            if self._sought and not (isinstance(found, End) and self._window.offset == extent.limit):
-                self._from_start()
-                continue
-            if not self._pass(found):
-                return None
-        return None
-
-    def _enter(self, lsn: int) -> bool:
-        """Open the segment that holds `lsn` and find a place in it."""
-        while True:
-            segments = self._source.segments()
-            state = self._source.state()
-            if state is not None:
-                segments = [first for first in segments if first <= state.segment]
-            at = max((at for at, first in enumerate(segments) if first <= lsn), default=None)
-            if at is None:
-                if not segments:
-                    return False
-                raise LSNUnavailable(lsn, segments[0])
-            try:
-                if self._pin is not None:
-                    self._pin.move(segments[at])
-                segment = self._source.open(segments[at])
-            except FileNotFoundError:
-                continue  # removed between the look and the open: look again
-            except CorruptLog as error:
-                return self._bad_header(error, segments, at)
-            break
-        self._segment = segment
-        self._segments += 1
-        self._counters.add(files_opened=1)
-        self._extent = self._source.extent(segment)
-        self._sought = False
-        offset, first_lsn = segment.header.entries_offset, segment.header.first_lsn
-        if lsn > first_lsn:
-            if self._extent.live and state is not None and state.segment == first_lsn and lsn >= state.next_lsn:
-                offset, first_lsn = state.tail, state.next_lsn
-            else:
-                offset, first_lsn = seek(segment, lsn, self._extent.limit)
-                self._sought = offset != segment.header.entries_offset
-        self._frame_lsn = first_lsn
-        self._window.start(segment, offset)
-        return True
-
-    def _leave(self) -> None:
-        assert self._segment is not None
-        self._segment.file.close()
-        self._segment = None
-
-    def _from_start(self) -> None:
-        """The place that the search found was inside a payload: read this segment from its first frame."""
-        assert self._segment is not None
-        header = self._segment.header
-        self._start = max(self._start, self._frame_lsn)
-        self._sought = False
-        self._frame_lsn = header.first_lsn
-        self._window.start(self._segment, header.entries_offset)
-
-    def _moved(self) -> bool:
-        """Whether the segment counts further, or less far, than when we last looked."""
-        assert self._segment is not None
-        self._source.look_for_control()
-        extent = self._source.extent(self._segment)
-        moved = extent != self._extent
-        self._extent = extent
-        return moved
-
-    # Damage
-
-    def _pass(self, found: End | Damage) -> bool:
-        """What to do where no frame stands: True to read on, False to end here, or CorruptLog."""
-        segment, extent = self._segment, self._extent
-        assert segment is not None
-        offset, lsn = self._window.offset, self._frame_lsn
-        first = self._source.segments()[0] if extent.limit_lsn is not None else 0
-        if first > segment.header.first_lsn:  # removed under us, and those after it
-            raise LSNUnavailable(lsn, first)
-        if offset == extent.limit and extent.limit_lsn is None:
-            return False  # the end of what is published, or of the last segment
-        torn = False
-        if extent.live or extent.limit_lsn is not None:
-            reason = found.reason if isinstance(found, Damage) else f"no frame stands here, LSN {lsn} should"
-            self._source.settle()
-            self._window.start(segment, offset)
-            again = self._window.next(lsn, self._source.extent(segment).limit)
-            if isinstance(again, Frame) or self._moved():
-                self._window.start(segment, offset)
-                return True
-        else:
-            behind = look_behind(segment, offset, lsn)
-            if isinstance(found, End) and behind.blank:
-                return False  # zeros: space that was allocated and not used
-            reason = found.reason if isinstance(found, Damage) else "zeros stand before other bytes"
-            torn = not behind.entries and not behind.exhausted
-        self._note(segment.file.path, offset)
-        if self._mode is RecoveryMode.POINT_IN_TIME:
-            self._over = True
-            return False
-        if self._mode is RecoveryMode.SALVAGE:
-            return self._skip_to_intact(segment, offset, lsn)
-        if torn and self._mode is RecoveryMode.TOLERATE_TAIL:
-            return False
-        raise self._corrupt(offset, lsn, reason)
-
-    def _pass_body(self, frame: Frame, reason: str) -> None:
-        """A frame is intact and its entries do not add up: SALVAGE reads on behind it, all else stays before it."""
-        segment, offset = self._segment, self._window.offset - (frame.end - frame.offset)
-        assert segment is not None
-        self._note(segment.file.path, offset)
-        if self._mode is RecoveryMode.SALVAGE:
-            return
-        self._frame_lsn = frame.first_lsn
-        self._window.start(segment, offset)
-        if self._mode is not RecoveryMode.POINT_IN_TIME:
-            raise self._corrupt(offset, frame.first_lsn, reason)
-        self._over = True
-
-    def _skip_to_intact(self, segment: Segment, offset: int, lsn: int) -> bool:
-        """SALVAGE: go on at the next intact frame of this segment, or with the next one."""
-        extent = self._extent
-        offset, end = used_range(segment.file, offset)
-        rest = segment.file.read(min(end, extent.limit) - offset, offset)
-        try:
-            intact = next(find_frames(rest, 0, segment.header.marker, lsn), None)
-        except SearchExhausted:
-            intact = None
-        if intact is not None and (extent.limit_lsn is None or intact.next_lsn <= extent.limit_lsn):
-            self._frame_lsn = intact.first_lsn
-            self._window.start(segment, offset + intact.offset)
-            return True
-        if extent.limit_lsn is None:
-            return False
-        self._frame_lsn = extent.limit_lsn
-        return True
-
-    def _bad_header(self, error: CorruptLog, segments: list[int], at: int) -> bool:
-        """A segment whose header cannot be read, so none of its frames can."""
-        first_lsn = segments[at]
-        torn = (
-            at == len(segments) - 1
-            and self._source.control is None
-            and header_is_torn(self._source.directory, first_lsn)
-        )
-        if torn and scan_segment(self._source.directory, first_lsn, None, self._window).problem is None:
-            return True  # it was being made when we looked
-        self._note(error.path, 0)
-        if self._mode is RecoveryMode.SALVAGE and at + 1 < len(segments):
-            return self._enter(segments[at + 1])
-        if self._mode in (RecoveryMode.POINT_IN_TIME, RecoveryMode.SALVAGE):
-            self._over = True
-            return False
-        if torn and self._mode is RecoveryMode.TOLERATE_TAIL:
-            return False
-        self._counters.add(reads_failed=1)
-        raise CorruptLog(error.path, error.offset, first_lsn, error.reason)
-
-    def _note(self, path: str, offset: int) -> None:
-        if (path, offset) not in self._damaged:
-            self._damaged.add((path, offset))
-            self._counters.add(corrupted_entries=1)
-
-    def _corrupt(self, offset: int, lsn: int, reason: str) -> CorruptLog:
-        assert self._segment is not None
-        self._note(self._segment.file.path, offset)
-        self._counters.add(reads_failed=1)
-        return CorruptLog(self._segment.file.path, offset, lsn, reason)
+            return cast("list[WALEntry[B]]", entries)
 
     _counted = (0, 0)
 
@@ -432,25 +306,25 @@ class WALReader:
 
     def close(self) -> None:
         """May be called again."""
+        self._forked = False
         if not self._closed:
             self._closed = True
             deque(self._pending, 0)  # whoever holds the iterator gets LogClosed, not the rest of a batch
-            if self._segment is not None:
-                self._leave()
-            if self._pin is not None:
-                self._pin.close()
-            self._source.close()
+            self._cursor.close()
 
-    def __enter__(self) -> "WALReader":
+    def __enter__(self) -> "WALReader[B]":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        options = (self._mode, self._window.initial_capacity, self._zero_copy, self._pin is not None)
-        return _unpickle, (self._path, self.next_lsn, *options)
+        options = (self._mode, self._window.initial_capacity, self._zero_copy, self._pinned)
+        start = None if self._from_the_first and self._cursor.last is None else self.next_lsn
+        return _unpickle, (self._path, start, self._end, *options)
 
 
-def _unpickle(path: str, start: int, mode: RecoveryMode, capacity: int, zero_copy: bool, pin: bool) -> WALReader:
-    return WALReader(path, start, mode=mode, initial_capacity=capacity, zero_copy=zero_copy, pin=pin)
+def _unpickle(
+    path: str, start: int | None, end: int | None, mode: RecoveryMode, capacity: int, zero_copy: bool, pin: bool
+) -> WALReader[Any]:
+    return WALReader(path, start, end, mode=mode, initial_capacity=capacity, zero_copy=zero_copy, pin=pin)

@@ -4,11 +4,13 @@ Holds: nothing behind `limit` is read into the buffer, because a live log's byte
 allocated for a length that the file does not have.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from crc32c import crc32c
 
 from walpool.errors import CorruptLog, UnsupportedVersion, WALError
+from walpool.format.entry import BodyError, check_body
 from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, Damage, End, Frame, SearchExhausted, find_frames, read_frame
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import segment_name
@@ -113,6 +115,17 @@ def refuse_unknown(frame: Frame, path: str) -> None:
         )
 
 
+def is_early(file: File, offset: int, found: End | Damage) -> bool:
+    """Whether a place looks as if a copier had read it before all of it was written: it begins or ends with zeros, or
+    the file ends in it.
+    """
+    if isinstance(found, End):
+        return True
+    head = file.read(FRAME_BYTES, offset)
+    end = offset + FRAME_BYTES + int.from_bytes(head[8:12], "little")
+    return head[:1] == b"\0" or end > file.size() or not any(file.read(16, end - 16))
+
+
 class Behind(NamedTuple):
     """Intact frames found behind a place that could not be read."""
 
@@ -123,9 +136,11 @@ class Behind(NamedTuple):
     blank: bool = False  # nothing but zeros, or nothing
 
 
-def look_behind(segment: Segment, offset: int, least_lsn: int) -> Behind:
+def look_behind(segment: Segment, offset: int, least_lsn: int, limit: int | None = None) -> Behind:
     """What is intact behind `offset`, from `least_lsn` on: the evidence that tells damage from a torn tail."""
     start, end = used_range(segment.file, offset)
+    if limit is not None:
+        start, end = min(start, limit), min(end, limit)
     rest = segment.file.read(end - start, start)
     if not rest:
         return Behind(blank=True)
@@ -178,28 +193,51 @@ class SegmentScan(NamedTuple):
     sequence: int
     path: str
     largest_single: int  # encoded bytes of the largest frame with one entry
+    written_whole: bool = False  # the problem is a frame whose checksum fits: no torn write, whatever was synced
+    early: bool = False  # the problem is zeros, or the end of the file, where a frame should be
 
 
-def scan_segment(directory: Directory, first_lsn: int, limit_lsn: int | None, window: FrameWindow) -> SegmentScan:
+def nobody_appends() -> None:
+    """What there is to wait for then."""
+
+
+def scan_segment(
+    directory: Directory,
+    first_lsn: int,
+    limit_lsn: int | None,
+    window: FrameWindow,
+    *,
+    limit: int | None = None,
+    settle: Callable[[], None] = nobody_appends,
+) -> SegmentScan:
     """Read a segment's frames, up to `limit_lsn` (the next segment's first) or until they stop. Changes nothing.
 
+    Beside a writer, one look is no proof: `limit` is the offset up to which it has published, if that is known, and
+    `settle` waits for an append that is under way. Frames are written in order, so where later ones were seen the
+    earlier one is there by now, and the second look at the place finds it.
     Raises FileNotFoundError when it is gone, UnsupportedVersion for a newer one. All damage is in the answer.
     """
     try:
-        segment = open_segment(directory, first_lsn)
+        try:
+            segment = open_segment(directory, first_lsn)
+        except CorruptLog:
+            settle()  # it may have been under way to its name
+            segment = open_segment(directory, first_lsn)
     except CorruptLog as error:
         behind = _behind_lost_header(directory, first_lsn)
         damage = Damage(0, error.reason)
         return SegmentScan(first_lsn, first_lsn, 0, 0, 0, behind.durable_lsn, damage, behind, 0, error.path, 0)
     try:
         header = segment.header
-        size = segment.file.size()
+        size = segment.file.size() if limit is None else min(limit, segment.file.size())
         window.start(segment, header.entries_offset)
         lsn = first_lsn
         batches = last_append_ns = largest = 0
         durable_lsn = header.durable_lsn
         problem: Damage | None = None
         behind = Behind()
+        written_whole = early = False
+        looked_at = -1  # the place that was looked at twice
         end = header.entries_offset
         while limit_lsn is None or lsn < limit_lsn:
             found = window.next(lsn, size)
@@ -208,6 +246,14 @@ def scan_segment(directory: Directory, first_lsn: int, limit_lsn: int | None, wi
                     problem = Damage(end, f"a frame reaches past LSN {limit_lsn}, where the next segment starts")
                     break
                 refuse_unknown(found, segment.file.path)
+                try:
+                    check_body(window.data, found.body, found.end, found.count)
+                except BodyError as error:
+                    problem, written_whole = Damage(end, error.reason), True
+                    durable_lsn = max(durable_lsn, found.durable_lsn)
+                    behind = look_behind(segment, window.offset, found.next_lsn, limit)
+                    durable_lsn = max(durable_lsn, behind.durable_lsn)
+                    break
                 lsn = found.next_lsn
                 end = window.offset
                 batches += 1
@@ -216,8 +262,19 @@ def scan_segment(directory: Directory, first_lsn: int, limit_lsn: int | None, wi
                 if found.count == 1:
                     largest = max(largest, found.end - found.body)
                 continue
-            behind = look_behind(segment, end, lsn)
+            if end == limit:
+                break  # what is published ends here
+            behind = look_behind(segment, end, lsn, limit)
+            if looked_at != end and (isinstance(found, Damage) or not behind.blank or limit_lsn is not None):
+                looked_at = end
+                if not behind.entries:
+                    settle()
+                if limit is None:
+                    size = segment.file.size()
+                window.start(segment, end)
+                continue
             durable_lsn = max(durable_lsn, behind.durable_lsn)
+            early = is_early(segment.file, end, found)
             if isinstance(found, Damage):
                 problem = Damage(end, found.reason)
             elif not behind.blank:
@@ -227,7 +284,7 @@ def scan_segment(directory: Directory, first_lsn: int, limit_lsn: int | None, wi
             break
         return SegmentScan(
             first_lsn, lsn, end, batches, last_append_ns, durable_lsn, problem, behind, header.sequence,
-            segment.file.path, largest,
+            segment.file.path, largest, written_whole, early,
         )  # fmt: skip
     finally:
         segment.file.close()

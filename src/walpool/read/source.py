@@ -6,14 +6,15 @@ Holds: for the active segment of a live log nothing behind the published tail is
 import os
 from typing import NamedTuple
 
-from walpool.errors import LogNotFound, UnsafeLog, WALError
-from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name
+from walpool.errors import CorruptLog, LogNotFound, LogReplaced, UnsafeLog, WALError
+from walpool.format.header import HEADER_BYTES, MAGIC, WALHeader
+from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name, segment_name
 from walpool.shared.catalog import Segment, list_segments, open_segment
 from walpool.shared.control import RETIRED, STOPPED, Control, ControlUnusable, LogState
 from walpool.system import clock
 from walpool.system.files import Directory
 from walpool.system.locks import try_lock, unlock
-from walpool.system.paths import is_directory, split
+from walpool.system.paths import is_directory, leads_to, split
 
 CONFIRM_S = 1.0  # how long a reader that is about to report damage waits for the append lock
 
@@ -30,19 +31,47 @@ class Source:
     """The segments of a log, and its control block while there is one to believe."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.only: int | None = None
+        self.only: int | None = None  # the first LSN of the one segment file that is read
+        self._name = ""  # of that file
         place: str | os.PathLike[str] = path
         if not is_directory(path):
-            place, name = split(path)
-            self.only = parse_segment_name(name)
-            if self.only is None:
-                raise UnsafeLog(os.fspath(path), "refused: neither a directory nor a segment (20 digits and .wal)")
+            place, self._name = split(path)
         self.directory = Directory(place)
         self.control: Control | None = None
-        if self.only is None:
-            self.look_for_control()
-            if not self.segments():
-                raise LogNotFound(self.directory.path, "the directory holds no log")
+        self.renewed = False  # another control block is in force than before
+        self._gone = ""  # why this is not the log any more that was read
+        if self._name:
+            self.only = self._identify(self._name)
+            return
+        self.look_for_control()
+        self.renewed = False
+        if not self.segments():
+            raise LogNotFound(self.directory.path, "the directory holds no log")
+
+    def _identify(self, name: str) -> int:
+        """The first LSN of a segment file: its header knows, whatever the file is called."""
+        file = self.directory.open(name)
+        try:
+            data = file.read(HEADER_BYTES, 0)
+        finally:
+            file.close()
+        stated = parse_segment_name(name)
+        try:
+            return WALHeader.decode(data, file.path).first_lsn
+        except CorruptLog:
+            if stated is not None:
+                return stated  # a damaged one: opening it says so
+            if data[: len(MAGIC)] == MAGIC:
+                raise
+            raise UnsafeLog(file.path, "refused: neither a log's directory nor a segment file") from None
+
+    def name_of(self, first_lsn: int) -> str:
+        return self._name or segment_name(first_lsn)
+
+    @property
+    def path(self) -> str:
+        """Of what was asked for: the log's directory, or the segment file."""
+        return self.directory.join(self._name) if self._name else self.directory.path
 
     def look_for_control(self) -> None:
         """Attach the control block that is in force now, if any: it may have appeared or been replaced."""
@@ -56,17 +85,40 @@ class Source:
         if self.only is None:
             try:
                 self.control = Control.attach(self.directory, writable=False)
+                self.renewed = True
             except (ControlUnusable, UnsafeLog):
                 self.control = None  # a copy, an archive, a log of another boot, or one we may not map: frames decide
 
     def segments(self) -> list[int]:
         return list_segments(self.directory) if self.only is None else [self.only]
 
+    def check_place(self) -> None:
+        """Raises LogReplaced when the path does not lead to this log any more: it was moved, removed, or made anew."""
+        self.check_known()
+        if leads_to(self.directory.path, self.directory.stat) is False:
+            raise self.replaced("the directory was moved or removed, or another one is in its place")
+
+    def check_known(self) -> None:
+        """Raises LogReplaced again, once that was found."""
+        if self._gone:
+            raise self.replaced(self._gone)
+
+    def replaced(self, reason: str) -> LogReplaced:
+        self._gone = reason
+        return LogReplaced(
+            self.path, f"{reason}; what was read so far is not of the log that is there now: open it again"
+        )
+
+    def has_name(self, segment: Segment) -> bool:
+        """Whether the segment's name leads to the file that we have open."""
+        found = self.directory.identity(self.name_of(segment.header.first_lsn))
+        return found == (segment.file.stat.st_dev, segment.file.stat.st_ino)
+
     def state(self) -> LogState | None:
         return self.control.state() if self.control is not None else None
 
     def open(self, first_lsn: int) -> Segment:
-        return open_segment(self.directory, first_lsn)
+        return open_segment(self.directory, first_lsn, name=self._name or None)
 
     def extent(self, segment: Segment) -> Extent:
         """As of now."""
@@ -80,21 +132,27 @@ class Source:
         return Extent(segment.file.size(), later[0] if later else None, False)
 
     def settle(self) -> None:
-        """Wait until no append is under way: loads of the control block were in order on any machine, then."""
-        try:
-            file = self.directory.open(APPEND_LOCK)
-        except (FileNotFoundError, WALError):
-            return  # a copy, or we may not
-        try:
-            deadline = clock.monotonic() + CONFIRM_S
-            while not try_lock(file.fd) and clock.monotonic() < deadline:
-                clock.sleep(0.001)
-            unlock(file.fd)
-        finally:
-            file.close()
+        settle(self.directory)
 
     def close(self) -> None:
         if self.control is not None:
             self.control.close()
             self.control = None
         self.directory.close()
+
+
+def settle(directory: Directory) -> None:
+    """Wait until no append is under way: loads of the control block were in order on any machine, then."""
+    try:
+        file = directory.open(APPEND_LOCK)
+    except (FileNotFoundError, WALError):
+        return  # a copy, or we may not
+    try:
+        deadline = clock.monotonic() + CONFIRM_S
+        while not try_lock(file.fd):
+            if clock.monotonic() >= deadline:
+                return
+            clock.sleep(0.001)
+        unlock(file.fd)
+    finally:
+        file.close()

@@ -34,12 +34,14 @@ def list_segments(directory: Directory) -> list[int]:
     return sorted(found)
 
 
-def open_segment(directory: Directory, first_lsn: int, *, writable: bool = False) -> Segment:
+def open_segment(directory: Directory, first_lsn: int, *, writable: bool = False, name: str | None = None) -> Segment:
     """Raises FileNotFoundError when it is gone, CorruptLog when its header is damaged or not its own.
+
+    `name` is that of a copy that is called something else.
 
     UnsafeLog for a huge sparse file: walpool writes the zeros of a segment, and to read those would take hours.
     """
-    file = directory.open(segment_name(first_lsn), WRITE if writable else READ)
+    file = directory.open(name or segment_name(first_lsn), WRITE if writable else READ)
     try:
         size = file.stat.st_size
         if size > MOST_SPARSE_BYTES and file.stat.st_blocks * 512 < size >> 4:
@@ -53,9 +55,9 @@ def open_segment(directory: Directory, first_lsn: int, *, writable: bool = False
     return Segment(file, header)
 
 
-def header_is_torn(directory: Directory, first_lsn: int) -> bool:
+def header_is_torn(directory: Directory, name: str) -> bool:
     """Whether a segment's header was never written whole: too short, or zeros. Anything else is damage."""
-    file = directory.open(segment_name(first_lsn))
+    file = directory.open(name)
     try:
         head = file.read(HEADER_BYTES, 0)
     finally:

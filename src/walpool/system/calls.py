@@ -25,6 +25,7 @@ class Calls:
         self.listdir = os.listdir
         self.mkdir = os.mkdir
         self.rename = os.rename
+        self.rmdir = os.rmdir
         self.unlink = os.unlink
         self.link = os.link
         self.chmod = os.chmod
@@ -39,6 +40,7 @@ class Calls:
         self.mmap = mmap.mmap
         self.flock = fcntl.flock
         self.fcntl = fcntl.fcntl
+        self.ioctl = fcntl.ioctl
         self.time_ns = time.time_ns
         self.monotonic = time.monotonic
         self.monotonic_ns = time.monotonic_ns

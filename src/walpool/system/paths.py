@@ -1,9 +1,10 @@
 """The way to a log: its directory and those above it, made, looked for, and made durable."""
 
+import errno
 import os
 import stat
 
-from walpool.errors import LogNotFound, UnsafeLog
+from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
 from walpool.system.files import Directory, close_descriptor, typed_error, typed_errors
 
@@ -70,6 +71,54 @@ def is_directory(path: str | os.PathLike[str]) -> bool:
     if stat.S_ISLNK(found.st_mode):
         raise UnsafeLog(place, "refused: a symbolic link")
     return stat.S_ISDIR(found.st_mode)
+
+
+def parent_of(path: str | os.PathLike[str]) -> tuple[Directory, str]:
+    """The directory in which `path` is or would be, wherever links above it lead, and the name in it."""
+    place, name = split(path)
+    if not name:
+        raise UnsafeLog(place, "refused: it exists already")
+    try:
+        return Directory(os.path.realpath(place)), name
+    except LogNotFound:
+        raise UnsafeLog(os.path.join(place, name), "refused: there is no directory to make it in") from None
+
+
+def make_directory(directory: Directory, name: str) -> None:
+    """A directory for its owner alone. FileExistsError passes."""
+    path = directory.join(name)
+    try:
+        with typed_errors(path):
+            calls.mkdir(name, 0o700, dir_fd=directory.fd)
+    except IOFailed as error:
+        if error.errno == errno.EEXIST:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+        raise
+
+
+def remove_directory(directory: Directory, name: str) -> None:
+    """An empty one, if it is there."""
+    with typed_errors(directory.join(name)):
+        try:
+            calls.rmdir(name, dir_fd=directory.fd)
+        except FileNotFoundError:
+            pass
+
+
+def set_mode(directory: Directory, mode: int) -> None:
+    with typed_errors(directory.path):
+        calls.fchmod(directory.fd, mode)
+
+
+def leads_to(path: str, found: os.stat_result) -> bool | None:
+    """Whether a path still leads to what was found there; None when we may not look, which says nothing."""
+    try:
+        now = calls.stat(path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    return (now.st_dev, now.st_ino) == (found.st_dev, found.st_ino)
 
 
 def split(path: str | os.PathLike[str]) -> tuple[str, str]:

@@ -1,8 +1,9 @@
-"""Stating a checkpoint: one at a time, never back, and never ahead of what is durable.
+"""Reading a log's checkpoint, and stating it: one at a time, never back, and never ahead of what is durable.
 
 A power cut that ended the log below its checkpoint would have new entries take LSNs that nobody needs any more.
 """
 
+import os
 from collections.abc import Callable
 
 from walpool.errors import CorruptLog
@@ -12,6 +13,16 @@ from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.system.files import typed_errors
 from walpool.system.locks import Maintenance
 from walpool.upkeep.opening import OpenLog, lock_mode
+from walpool.upkeep.repair import require_log
+
+
+def checkpoint(path: str | os.PathLike[str]) -> int:
+    """The checkpoint of the log at `path`: nothing at or below this LSN is needed any more; 0 when nobody said so.
+
+    Reads one small file, beside whoever appends. Raises LogNotFound, UnsafeLog, and CorruptLog for a damaged file:
+    state the checkpoint again.
+    """
+    return read_checkpoint(require_log(path))
 
 
 def state_checkpoint(log: OpenLog, lsn: int, options: WriterOptions, settle: Callable[[int], int]) -> int:

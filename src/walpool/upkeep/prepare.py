@@ -7,7 +7,7 @@ takes it under another.
 """
 
 from walpool.errors import WALError
-from walpool.format.frame import Frame
+from walpool.format.frame import FRAME_BYTES, Frame
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import PREPARED, segment_name
 from walpool.read.scan import FrameWindow
@@ -85,16 +85,32 @@ def trim(directory: Directory, first_lsn: int, next_lsn: int) -> None:
     """Give back the zeros behind a sealed segment's last frame. Anything else there is evidence, and stays."""
     segment = open_segment(directory, first_lsn, writable=True)
     try:
-        size = segment.file.size()
-        offset, lsn = seek(segment, next_lsn - 1, size)
-        window = FrameWindow()
-        window.start(segment, offset)
-        while lsn < next_lsn:
-            found = window.next(lsn, size)
-            if not isinstance(found, Frame):
-                return
-            lsn = found.next_lsn
-        if lsn == next_lsn and window.offset < size and is_zero(segment.file, window.offset):
-            segment.file.truncate(window.offset)
+        end = frames_end(segment, next_lsn)
+        if end is not None and end < segment.file.size() and is_zero(segment.file, end):
+            segment.file.truncate(end)
     finally:
         segment.file.close()
+
+
+def frames_end(segment: Segment, next_lsn: int) -> int | None:
+    """Offset one past the last frame of a sealed segment that ends before `next_lsn`; None where that is not so."""
+    if next_lsn == segment.header.first_lsn:
+        return segment.header.entries_offset
+    size = segment.file.size()
+    offset, lsn = seek(segment, next_lsn - 1, size)
+    window = FrameWindow()
+    window.start(segment, offset)
+    while lsn < next_lsn:
+        found = window.next(lsn, size)
+        if not isinstance(found, Frame):
+            return None
+        lsn = found.next_lsn
+    return window.offset if lsn == next_lsn else None
+
+
+def used_bytes(segment: Segment, next_lsn: int) -> int:
+    """Of a sealed segment's file, without the zeros that were written ahead of its frames and not given back yet."""
+    size = segment.file.size()
+    if any(segment.file.read(FRAME_BYTES, size - FRAME_BYTES)):
+        return size  # it ends with what somebody wrote
+    return frames_end(segment, next_lsn) or size

@@ -3,19 +3,18 @@
 Holds: recovery never changes a segment, it starts a new one whose first LSN says where the old one counts up to;
 what lies behind the cut is evidence and is moved, newest first, never deleted. So recovering twice gives the same, and
 a kill in the middle leaves a directory that recovers to the same end.
-Lock: `recover` runs with maintenance and append held, and no writer alive; `survey` needs no lock and touches nothing.
+Lock: maintenance and append, and no writer alive.
 """
 
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from itertools import pairwise
 
 from walpool.errors import CorruptLog, LogFull, SyncFailed, WALError
 from walpool.format.header import WALHeader
 from walpool.format.names import LAST_OPEN_LSN, LEFTOVERS, PREPARED, segment_name
 from walpool.options import RecoveryMode
-from walpool.read.scan import FrameWindow, SegmentScan, scan_segment
-from walpool.shared.catalog import Segment, is_zero, list_segments, open_segment
+from walpool.read.scan import FrameWindow, scan_segment
+from walpool.shared.catalog import Segment, is_zero, open_segment
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import LogState, create_control, last_totals, leftover
 from walpool.shared.origin import new_origin, write_origin
@@ -26,43 +25,7 @@ from walpool.system.paths import sync_path_to
 from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place, undo_half_moves
 from walpool.upkeep.recount import recount
 from walpool.upkeep.rewrite import rewrite
-
-
-class Decision(Enum):
-    CUT = "the log ends before the damage"
-    SKIP = "go on with the next intact frame"
-    REFUSE = "a person has to decide"
-
-
-# (mode, the damage is at or below the highest durable LSN, an intact frame follows it) -> what to do
-DECISIONS = {
-    (RecoveryMode.TOLERATE_TAIL, False, False): Decision.CUT,  # a torn tail
-    (RecoveryMode.TOLERATE_TAIL, False, True): Decision.CUT,  # a hole that a power cut left in unsynced bytes
-    (RecoveryMode.TOLERATE_TAIL, True, False): Decision.REFUSE,
-    (RecoveryMode.TOLERATE_TAIL, True, True): Decision.REFUSE,
-    (RecoveryMode.STRICT, False, False): Decision.REFUSE,
-    (RecoveryMode.STRICT, False, True): Decision.REFUSE,
-    (RecoveryMode.STRICT, True, False): Decision.REFUSE,
-    (RecoveryMode.STRICT, True, True): Decision.REFUSE,
-    (RecoveryMode.POINT_IN_TIME, False, False): Decision.CUT,
-    (RecoveryMode.POINT_IN_TIME, False, True): Decision.CUT,
-    (RecoveryMode.POINT_IN_TIME, True, False): Decision.CUT,
-    (RecoveryMode.POINT_IN_TIME, True, True): Decision.CUT,
-    (RecoveryMode.SALVAGE, False, False): Decision.CUT,
-    (RecoveryMode.SALVAGE, False, True): Decision.SKIP,
-    (RecoveryMode.SALVAGE, True, False): Decision.CUT,
-    (RecoveryMode.SALVAGE, True, True): Decision.SKIP,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where bytes could not be read: `lsn` was expected at `offset` of `path`."""
-
-    path: str
-    offset: int
-    lsn: int
-    reason: str
+from walpool.upkeep.survey import Place, Survey, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,69 +65,6 @@ class RecoveryReport:
             for place in self.skipped
         ]
         return lines
-
-
-@dataclass(slots=True)
-class Survey:
-    """What the segments say; nothing was touched to learn it."""
-
-    segments: list[int]
-    scans: list[SegmentScan]
-    durable_lsn: int
-    next_lsn: int
-    last_append_ns: int
-    sequence: int  # the highest seen
-    cut: Place | None = None
-    intact_behind: int = 0
-    skipped: list[Place] = field(default_factory=list)
-
-
-def survey(directory: Directory, mode: RecoveryMode, *, whole: bool = False) -> Survey:
-    """Read from the highest durable LSN in the last segments forward, and decide about each damage.
-
-    With `whole`, from the first segment on: for `repair`. Raises CorruptLog where `mode` refuses.
-    """
-    segments = list_segments(directory)
-    if not segments:
-        return Survey([], [], 0, 1, 0, 0)
-    window = FrameWindow(1 << 18)
-    newest = scan_segment(directory, segments[-1], None, window)
-    durable_lsn = newest.durable_lsn
-    back = len(segments) - 1  # the last segment whose header can be read has the last word on what is durable
-    while back and not newest.sequence and not durable_lsn:
-        back -= 1
-        durable_lsn = scan_segment(directory, segments[back], segments[back + 1], window).durable_lsn
-    start = 0 if whole else max((at for at, first in enumerate(segments) if first <= durable_lsn + 1), default=0)
-    scans = [scan_segment(directory, segments[at], segments[at + 1], window) for at in range(start, len(segments) - 1)]
-    scans.append(newest)
-    result = Survey(
-        segments=segments,
-        scans=scans,
-        durable_lsn=max(durable_lsn, *(scan.durable_lsn for scan in scans)),
-        next_lsn=scans[0].first_lsn,
-        last_append_ns=max(scan.last_append_ns for scan in scans),
-        sequence=max(scan.sequence for scan in scans),
-    )
-    for at, scan in enumerate(scans):
-        result.next_lsn = scan.next_lsn
-        if scan.problem is None:
-            continue
-        later = scans[at + 1 :]
-        behind = scan.behind.entries + sum(other.next_lsn - other.first_lsn + other.behind.entries for other in later)
-        place = Place(scan.path, scan.problem.offset, scan.next_lsn, scan.problem.reason)
-        followed = behind > 0 or any(one.behind.exhausted for one in (scan, *later))
-        decision = DECISIONS[mode, scan.next_lsn <= result.durable_lsn, followed]
-        if decision is Decision.REFUSE:
-            raise CorruptLog(place.path, place.offset, place.lsn, place.reason)
-        if decision is Decision.CUT:
-            result.cut = place
-            result.intact_behind = behind
-            return result
-        result.skipped.append(place)
-        if scan.behind.exhausted:
-            raise CorruptLog(place.path, place.offset, place.lsn, f"{place.reason}; too many false frames follow")
-        result.next_lsn = max(scan.next_lsn, scan.behind.next_lsn)
-    return result
 
 
 def recover(

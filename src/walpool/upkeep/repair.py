@@ -4,18 +4,26 @@ Holds: nothing is deleted unasked: segments behind a cut move to quarantine/, an
 writer has open is not repaired.
 """
 
+import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 
-from walpool.errors import LogNotFound
-from walpool.format.names import MAINTENANCE_LOCK, segment_name
+from walpool.errors import LogNotFound, UnsafeLog, WALError
+from walpool.format.names import MAINTENANCE_LOCK, SLOTS_LOCK, segment_name
 from walpool.options import RecoveryMode, WriterOptions
+from walpool.read.source import settle
 from walpool.shared.catalog import list_segments
+from walpool.shared.control import Control, ControlUnusable, LogState
+from walpool.shared.slots import any_alive
 from walpool.system.files import Directory, typed_errors
 from walpool.system.locks import Maintenance
 from walpool.upkeep.aside import Aside, discard
 from walpool.upkeep.opening import lock_mode, rebuild
-from walpool.upkeep.recovery import Place, RecoveryReport, survey
+from walpool.upkeep.recovery import RecoveryReport
+from walpool.upkeep.survey import Place, survey
+
+log = logging.getLogger("walpool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +44,15 @@ class RepairPlan:
 
 
 def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
-    """Look, and touch nothing. Raises CorruptLog where `mode` would refuse, LogNotFound."""
+    """Look, and touch nothing. Raises CorruptLog where `mode` would refuse, LogNotFound.
+
+    Beside writers it looks as far as they have published: what lies behind is theirs, and nobody repairs it meanwhile.
+    """
     directory = require_log(path)
-    found = survey(directory, mode, whole=True)
+    look = partial(survey, directory, mode, whole=True, settle=partial(settle, directory))
+    found = look(published=_published(directory))
+    while not found.segments and list_segments(directory):  # retention has removed all that had been published by then
+        found = look(published=_published(directory))
     behind = [first for first in found.segments if first >= found.next_lsn] if found.cut is not None else []
     return RepairPlan(
         path=directory.path,
@@ -51,12 +65,34 @@ def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
     )
 
 
+def _published(directory: Directory) -> LogState | None:
+    """How far the log goes, when a writer has it open and we can see that."""
+    try:
+        slots_lock = directory.open(SLOTS_LOCK)
+    except (FileNotFoundError, WALError):
+        return None
+    try:
+        control = Control.attach(directory, writable=False)
+    except (ControlUnusable, UnsafeLog):
+        return None
+    finally:
+        held = any_alive(slots_lock)
+        slots_lock.close()
+    try:
+        return control.state() if held else None
+    finally:
+        control.close()
+
+
 def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryReport:
     """Do it, with `options.recovery` as the mode. Raises UnsafeLog while a writer has the log open."""
     directory = require_log(path)
     directory.check_ours()
     with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
-        return rebuild(directory, options, "a repair was asked for", whole=True)
+        report = rebuild(directory, options, "a repair was asked for", whole=True)
+    for line in report.told(directory.path):  # when no lock is held any more
+        log.warning("%s", line)
+    return report
 
 
 def discard_quarantine(path: str | os.PathLike[str], options: WriterOptions) -> Aside:

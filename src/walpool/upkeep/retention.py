@@ -21,12 +21,13 @@ from walpool.shared.pins import oldest_pin
 from walpool.shared.poison import refuse_poisoned
 from walpool.system import clock
 from walpool.system.files import Directory, typed_errors
+from walpool.upkeep.prepare import used_bytes
 
 
 class SealedSegment(NamedTuple):
     first_lsn: int
     next_lsn: int  # the following segment's first
-    bytes: int
+    bytes: int  # in use: zeros that were written ahead do not count
     sealed_ns: int  # when the following one was made, by its header
 
 
@@ -98,8 +99,18 @@ def _note(directory: Directory, first_lsn: int) -> None:
 def _sealed(directory: Directory, first_lsn: int, next_lsn: int) -> SealedSegment:
     following = open_segment(directory, next_lsn)
     following.file.close()
-    size = directory.size_of(segment_name(first_lsn))
-    return SealedSegment(first_lsn, next_lsn, size, following.header.created_at)
+    return SealedSegment(first_lsn, next_lsn, _used_bytes(directory, first_lsn, next_lsn), following.header.created_at)
+
+
+def _used_bytes(directory: Directory, first_lsn: int, next_lsn: int) -> int:
+    try:
+        segment = open_segment(directory, first_lsn)
+    except CorruptLog:
+        return directory.size_of(segment_name(first_lsn))  # in doubt all of it is in use
+    try:
+        return used_bytes(segment, next_lsn)
+    finally:
+        segment.file.close()
 
 
 def _dated(directory: Directory, sealed: list[SealedSegment], now_ns: int) -> list[SealedSegment]:

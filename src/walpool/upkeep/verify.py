@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from walpool.errors import CorruptLog
 from walpool.format.entry import BodyError, decode_body
-from walpool.format.frame import Damage, Frame, SearchExhausted, find_frames
-from walpool.format.names import segment_name
-from walpool.read.scan import FrameWindow, refuse_unknown
-from walpool.read.source import Extent, Source
+from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames
+from walpool.read.scan import FrameWindow, is_early, refuse_unknown
+from walpool.read.source import Source
+from walpool.read.verdict import with_hint
 from walpool.shared.catalog import Segment, header_is_torn, is_zero, used_range
+from walpool.shared.origin import read_origin
 
 Progress = Callable[[int, int], None]  # bytes read, bytes there are
 
@@ -69,29 +70,39 @@ class _Verification:
         self._source = source
         self._progress = progress
         self._window = FrameWindow(1 << 18)
-        place = source.directory.path if source.only is None else source.directory.join(segment_name(source.only))
-        self._report = VerifyReport(place, source.control is not None)
+        self._report = VerifyReport(source.path, source.control is not None)
         self._lsn = 0  # expected next
+        self._limit = 0  # offset up to which the segment is looked at
+        self._early = False  # the last segment ended before the next one starts
         self._done = self._total = 0
 
     def run(self) -> VerifyReport:
         report = self._report
-        state = self._source.state()
-        segments = [first for first in self._source.segments() if state is None or first <= state.segment]
+        there = self._source.segments()
+        state = self._source.state()  # after the names: what it names may be gone by the time they are read
+        segments = [first for first in there if state is None or first <= state.segment]
         self._total = sum(self._size(first) for first in segments)
         report.first_lsn = self._lsn = segments[0]
+        self._check_beginning(segments[0])
         for at, first_lsn in enumerate(segments):
             if first_lsn != self._lsn:
-                self._find(GAP, first_lsn, 0, f"LSN {self._lsn} to {first_lsn - 1} are missing")
+                reason = f"LSN {self._lsn} to {first_lsn - 1} are missing"
+                self._find(GAP, first_lsn, 0, with_hint(reason) if self._early else reason)
+                self._early = False
                 self._lsn = first_lsn
             following = segments[at + 1] if at + 1 < len(segments) else None
             try:
-                segment = self._source.open(first_lsn)
+                segment = self._open(first_lsn)
             except FileNotFoundError:
-                self._find(GAP, first_lsn, 0, "the segment was removed while it was verified")
+                if self._source.only is not None or first_lsn in self._source.segments():
+                    raise
+                if self._source.segments()[:1] < [first_lsn]:
+                    self._find(GAP, first_lsn, 0, "the segment was removed while it was verified")
+                elif following is not None:
+                    self._lsn = following  # retention did it, as it had the older ones
                 continue
             except CorruptLog as error:
-                torn = following is None and state is None and header_is_torn(self._source.directory, first_lsn)
+                torn = following is None and state is None and self._is_torn(first_lsn)
                 self._find(TORN_TAIL if torn else DAMAGE, first_lsn, 0, error.reason)
                 continue
             try:
@@ -102,19 +113,39 @@ class _Verification:
         report.next_lsn = self._lsn
         return report
 
+    def _open(self, first_lsn: int) -> Segment:
+        try:
+            return self._source.open(first_lsn)
+        except CorruptLog:
+            self._source.settle()  # it may have been under way to its name
+            return self._source.open(first_lsn)
+
+    def _is_torn(self, first_lsn: int) -> bool:
+        return header_is_torn(self._source.directory, self._source.name_of(first_lsn))
+
+    def _check_beginning(self, first_lsn: int) -> None:
+        """What is missing before the first segment was removed by retention, or it is a finding."""
+        if self._source.only is not None:
+            return
+        origin = read_origin(self._source.directory)  # after the names: retention notes first what it removes
+        if origin is not None and origin.first_lsn < first_lsn:
+            reason = f"LSN {origin.first_lsn} to {first_lsn - 1} are missing, and retention has not removed them"
+            self._find(GAP, first_lsn, 0, reason)
+
     def _size(self, first_lsn: int) -> int:
         try:
-            return self._source.directory.size_of(segment_name(first_lsn))
+            return self._source.directory.size_of(self._source.name_of(first_lsn))
         except FileNotFoundError:
             return 0
 
     def _segment(self, segment: Segment, following: int | None) -> None:
         extent = self._source.extent(segment)  # of a live log, this far and no further
+        self._limit = extent.limit
         following = extent.limit_lsn if following is None else following
         window, before = self._window, self._done
         window.start(segment, segment.header.entries_offset)
         while following is None or self._lsn < following:
-            found = window.next(self._lsn, extent.limit)
+            found = window.next(self._lsn, self._limit)
             if isinstance(found, Frame):
                 if following is not None and found.next_lsn > following:
                     self._find(DAMAGE, segment.header.first_lsn, window.offset, f"a frame reaches past LSN {following}")
@@ -123,7 +154,7 @@ class _Verification:
                 self._done = before + window.offset
                 self._progress(self._done, self._total)
                 continue
-            if not self._resume(segment, found.reason if isinstance(found, Damage) else "", following, extent):
+            if not self._resume(segment, found, following, extent.live):
                 break
         self._done = before + segment.file.size()
         self._progress(self._done, self._total)
@@ -143,10 +174,10 @@ class _Verification:
         report.bytes += frame.end - frame.offset
         self._lsn = frame.next_lsn
 
-    def _resume(self, segment: Segment, reason: str, following: int | None, extent: Extent) -> bool:
+    def _resume(self, segment: Segment, found: End | Damage, following: int | None, live: bool) -> bool:
         """Where no frame stands: report it, and go to the next intact frame of this segment if there is one."""
         offset, lsn = self._window.offset, self._lsn
-        limit = extent.limit
+        limit = self._limit
         if offset >= limit and following is None:
             return False  # the end
         start, end = used_range(segment.file, offset)
@@ -157,21 +188,40 @@ class _Verification:
             intact = next(find_frames(rest, 0, segment.header.marker, lsn), None)
         except SearchExhausted:
             gave_up = True
+        if intact is None and (any(rest) or live):
+            self._source.settle()
+        if self._is_there_by_now(segment, offset, live):
+            return True
+        reason = found.reason if isinstance(found, Damage) else ""
+        early = not live and is_early(segment.file, offset, found)
         if intact is not None:
-            self._find(DAMAGE, segment.header.first_lsn, offset, reason or "zeros stand before intact frames")
+            reason = reason or "zeros stand before intact frames"
+            self._find(DAMAGE, segment.header.first_lsn, offset, with_hint(reason) if early else reason)
             if intact.first_lsn > lsn:
                 self._find(GAP, segment.header.first_lsn, offset, f"LSN {lsn} to {intact.first_lsn - 1} are lost")
             self._lsn = intact.first_lsn
             self._window.start(segment, start + intact.offset)
             return True
-        if extent.live or gave_up:
+        if live or gave_up:
             self._find(DAMAGE, segment.header.first_lsn, offset, reason or "no frame stands before the published tail")
         elif following is not None:
             if reason:
-                self._find(DAMAGE, segment.header.first_lsn, offset, reason)  # run() adds which LSNs are missing
+                # run() adds which LSNs are missing
+                self._find(DAMAGE, segment.header.first_lsn, offset, with_hint(reason) if early else reason)
+            elif lsn < following:
+                self._early = True
         elif any(rest):
             self._find(TORN_TAIL, segment.header.first_lsn, offset, reason)
         return False
+
+    def _is_there_by_now(self, segment: Segment, offset: int, live: bool) -> bool:
+        """One look is no proof beside a writer. Frames are written in order: the second look comes after later ones."""
+        if not live:
+            self._limit = max(self._limit, segment.file.size())
+        self._window.start(segment, offset)
+        again = self._window.next(self._lsn, self._limit)
+        self._window.start(segment, offset)
+        return isinstance(again, Frame)
 
     def _evidence(self, segment: Segment, offset: int) -> None:
         if not is_zero(segment.file, offset):
@@ -179,5 +229,5 @@ class _Verification:
             self._find(EVIDENCE, segment.header.first_lsn, offset, f"{size} bytes that do not count")
 
     def _find(self, kind: str, first_lsn: int, offset: int, reason: str) -> None:
-        path = self._source.directory.join(segment_name(first_lsn))
+        path = self._source.directory.join(self._source.name_of(first_lsn))
         self._report.findings.append(Finding(kind, path, offset, self._lsn, reason))

@@ -27,6 +27,7 @@ from walpool.shared.control import (
     SYNCS,
     LogState,
 )
+from walpool.shared.origin import read_origin
 from walpool.shared.poison import poison, sync_failed
 from walpool.shared.slot_rows import DOING, IDLE, SYNC, SYNC_WAITS, SYNCING, SYNCS_LED, SlotRow
 from walpool.shared.slots import leading
@@ -167,7 +168,8 @@ class Committer:
                 try:
                     sealed = directory.open(segment_name(first_lsn))
                 except FileNotFoundError:
-                    continue  # removed by retention: nobody needs it durable
+                    self._check_removed(first_lsn)
+                    continue
                 try:
                     self._or_poison(sealed.sync)
                     self._check_name(first_lsn, sealed, sealed=True)
@@ -183,10 +185,20 @@ class Committer:
     def _check_name(self, first_lsn: int, file: File, *, sealed: bool) -> None:
         """Raises UnsafeLog unless a segment's name leads to the file that was synced."""
         found = self._log.directory.identity(segment_name(first_lsn))
-        if found == file.place or (sealed and found is None):  # that one retention removed
-            return
-        raise LogReplaced(
-            file.path,
+        if sealed and found is None:
+            self._check_removed(first_lsn)
+        elif found != file.place:
+            raise self._replaced(first_lsn)
+
+    def _check_removed(self, first_lsn: int) -> None:
+        """A sealed segment is gone: nobody needs it durable if that was retention."""
+        origin = read_origin(self._log.directory)
+        if origin is not None and origin.first_lsn <= first_lsn:
+            raise self._replaced(first_lsn)
+
+    def _replaced(self, first_lsn: int) -> LogReplaced:
+        return LogReplaced(
+            self._log.directory.join(segment_name(first_lsn)),
             "the segment was removed or replaced while the log was open: what was appended to it is nowhere to be"
             " found, and is not durable; close every writer of this log and open it again",
         )

@@ -1,0 +1,340 @@
+"""The cursor: a place in a log that moves from one intact frame to the next, across segments.
+
+Holds: what it gives is dense and rising, except behind a range that SALVAGE skipped; where the log at the path is not
+the one that was read so far, it says so instead of reading on or waiting.
+"""
+
+from typing import Literal
+
+from walpool.errors import CorruptLog, LogReplaced, LSNUnavailable
+from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames
+from walpool.options import RecoveryMode
+from walpool.read.recognise import recognise
+from walpool.read.scan import FrameWindow
+from walpool.read.seek import seek
+from walpool.read.source import Extent, Source
+from walpool.read.tail import Tail
+from walpool.read.verdict import ACTS, Act, Kind, judge
+from walpool.shared.catalog import Segment, header_is_torn, used_range
+from walpool.shared.counters import counters_of
+from walpool.shared.pins import Pin
+
+Start = int | Literal["end"] | None
+_SURE = (RecoveryMode.STRICT, RecoveryMode.POINT_IN_TIME)  # to them a torn tail is more than an end for now
+
+
+class Cursor:
+    """Where a reader is. `start` is the first LSN that is wanted; None: the first entry there is; "end": what comes."""
+
+    def __init__(self, source: Source, window: FrameWindow, mode: RecoveryMode, start: Start, *, pin: bool) -> None:
+        self.source = source
+        self.window = window
+        self.counters = counters_of(source.directory.path)
+        self.segment: Segment | None = None
+        self.lsn = 0  # of the next frame
+        self.last: Frame | None = None  # that was given
+        self.segments = 0  # that were opened
+        self.damaged: set[tuple[str, int]] = set()  # places
+        self._mode = mode
+        self._extent = Extent(0, None, False)
+        self._sought = False  # the place in this segment came from a search
+        self._over = False  # POINT_IN_TIME met damage
+        self._tail: Tail | None = None
+        self._pin: Pin | None = None
+        self._from_the_first = start is None  # then nothing is missed that retention removes before it is read
+        self.start = 1 if start is None else self.next_lsn() if start == "end" else start
+        if pin:
+            self._start_pin()
+        first = source.segments()[0]
+        if start is None or source.only is not None:
+            self.start = max(self.start, first)
+        elif self.start < first:
+            raise LSNUnavailable(self.start, first)
+
+    def _start_pin(self) -> None:
+        try:
+            self._pin = Pin(self.source.directory)
+        except FileNotFoundError:
+            return  # a copy: nobody prunes it
+        segments = self.source.segments()
+        self._pin.move(max((first for first in segments if first <= self.start), default=segments[0]))
+
+    @property
+    def unread_lsn(self) -> int:
+        """The LSN of the first entry that was not given."""
+        return max(self.lsn, self.start)
+
+    # The log's ends
+
+    def first_lsn(self) -> int:
+        """The first LSN that the log has, as of now. Raises LogReplaced when no segment is left."""
+        segments = self.source.segments()
+        if not segments:
+            self.check_log()
+            raise self.source.replaced("the log's segments were removed")
+        return segments[0]
+
+    def next_lsn(self) -> int:
+        """One past the last entry of the log, as of now."""
+        self._look_for_control()
+        state = self.source.state()
+        return state.next_lsn if state is not None else self._look().next_lsn
+
+    def durable_lsn(self) -> int:
+        """Up to where entries are known to be on disk. Without a control block only the segments vouch for any."""
+        control = self.source.control
+        return control.durable_lsn if control is not None else self._look().durable_lsn
+
+    def _look(self) -> Tail:
+        if self._tail is None:
+            self._tail = Tail(self.source)
+        return self._tail.look()
+
+    def has_news(self, durable_only: bool) -> bool:
+        """Whether reading on could give something: cheap, as long as there is a control block."""
+        if self.source.control is None or not self._is_ahead(durable_only):
+            self._look_for_control()  # it may have appeared, or been replaced
+            return self._is_ahead(durable_only)
+        return True
+
+    def _is_ahead(self, durable_only: bool) -> bool:
+        control = self.source.control
+        if control is None:
+            return True
+        return (control.durable_lsn if durable_only else control.state().next_lsn - 1) >= self.unread_lsn
+
+    # Moving
+
+    def next(self) -> Frame | None:
+        """The next intact frame, across segments; None where reading ends for now."""
+        while not self._over:
+            if self.segment is None:
+                if not self._enter(self.unread_lsn):
+                    return None
+                continue
+            extent = self._extent
+            if extent.limit_lsn is not None and self.lsn >= extent.limit_lsn:
+                self._leave()
+                continue
+            found = self.window.next(self.lsn, extent.limit)
+            if isinstance(found, Frame):
+                if extent.limit_lsn is None or found.next_lsn <= extent.limit_lsn:
+                    self.lsn = found.next_lsn
+                    self.last = found
+                    return found
+                found = Damage(0, f"a frame reaches past LSN {extent.limit_lsn}, where the next segment starts")
+            if self._moved():
+                continue
+            if self._sought and not (isinstance(found, End) and self.window.offset == extent.limit):
+                self._from_start()
+                continue
+            if not self._pass(found):
+                return None
+        return None
+
+    def put_back(self, frame: Frame) -> int:
+        """Stay before the frame that `next` gave just now; its offset in the file."""
+        assert self.segment is not None
+        offset = self.window.offset - (frame.end - frame.offset)
+        self.window.start(self.segment, offset)
+        self.lsn = frame.first_lsn
+        return offset
+
+    def _enter(self, lsn: int) -> bool:
+        """Open the segment that holds `lsn` and find a place in it; False when there is none to read now."""
+        source = self.source
+        source.check_known()
+        segments = source.segments()
+        state = source.state()
+        if state is not None:
+            segments = [first for first in segments if first <= state.segment]
+        at = max((at for at, first in enumerate(segments) if first <= lsn), default=None)
+        if at is None:
+            if not segments:
+                return False
+            if self._from_the_first and self.last is None:
+                self.start = segments[0]
+                return True
+            source.check_place()
+            raise LSNUnavailable(lsn, segments[0])
+        try:
+            if self._pin is not None:
+                self._pin.move(segments[at])
+            segment = source.open(segments[at])
+        except FileNotFoundError:
+            if source.only is not None:
+                raise source.replaced("the segment file was removed") from None
+            return True  # removed between the look and the open: look again
+        except CorruptLog as error:
+            return self._bad_header(error, segments, at)
+        self.segment = segment
+        self.segments += 1
+        self.counters.add(files_opened=1)
+        self._extent = source.extent(segment)
+        self._sought = False
+        offset, first_lsn = segment.header.entries_offset, segment.header.first_lsn
+        if lsn > first_lsn:
+            if self._extent.live and state is not None and state.segment == first_lsn and lsn >= state.next_lsn:
+                offset, first_lsn = state.tail, state.next_lsn
+            else:
+                offset, first_lsn = seek(segment, lsn, self._extent.limit)
+                self._sought = offset != segment.header.entries_offset
+        self.lsn = first_lsn
+        self.window.start(segment, offset)
+        return True
+
+    def _leave(self) -> None:
+        if self.segment is not None:
+            self.segment.file.close()
+            self.segment = None
+            self.start = self.unread_lsn  # a segment that is entered again begins with what was read already
+
+    def _from_start(self) -> None:
+        """The place that the search found was inside a payload: read this segment from its first frame."""
+        assert self.segment is not None
+        header = self.segment.header
+        self.start = self.unread_lsn
+        self._sought = False
+        self.lsn = header.first_lsn
+        self.window.start(self.segment, header.entries_offset)
+
+    def _moved(self) -> bool:
+        """Whether the segment counts further, or less far, than when we last looked."""
+        assert self.segment is not None
+        self._look_for_control()
+        extent = self.source.extent(self.segment)
+        moved = extent != self._extent
+        self._extent = extent
+        return moved
+
+    # Another log in its place
+
+    def check_log(self) -> None:
+        """Raises LogReplaced when the log was moved, removed or made anew. For when nothing comes."""
+        source, segment = self.source, self.segment
+        source.check_place()
+        if segment is None:
+            if not source.segments():
+                raise source.replaced("the log's segments were removed")
+            return
+        if source.has_name(segment):
+            return
+        segments = source.segments()
+        if source.only is not None or not segments:
+            raise source.replaced("the file that was read was removed or replaced")
+        self._recognise()
+        self._leave()  # reading on opens what there is now: retention may have removed it, a recovery rewritten it
+
+    def _look_for_control(self) -> None:
+        self.source.look_for_control()
+        if self.source.renewed:
+            self.source.renewed = False
+            self._recognise()  # a recovery made it, or it is another log's
+
+    def _recognise(self) -> None:
+        if self.last is not None:
+            try:
+                recognise(self.source, self.last)
+            except LogReplaced:
+                self._leave()
+                raise
+
+    # Damage
+
+    def _pass(self, found: End | Damage) -> bool:
+        """What to do where no frame stands: True to read on, False to end here, or CorruptLog."""
+        segment, extent, source = self.segment, self._extent, self.source
+        assert segment is not None
+        offset, lsn = self.window.offset, self.lsn
+        first = source.segments()[:1] if extent.limit_lsn is not None else []
+        if first and first[0] > segment.header.first_lsn:  # removed under us, and those after it
+            source.check_place()
+            raise LSNUnavailable(lsn, first[0])
+        verdict = judge(source, segment, extent, self.window, lsn, found, sure=self._mode in _SURE)
+        if verdict.kind is Kind.AGAIN or (verdict.kind is not Kind.END and self._moved()):
+            return True
+        if verdict.kind is Kind.END:
+            return False
+        source.check_place()
+        if not source.has_name(segment) and source.only is None:
+            self.check_log()
+            return True
+        self.note(offset)
+        act = ACTS[self._mode, verdict.kind]
+        if act is Act.RAISE:
+            raise self.corrupt(offset, lsn, verdict.reason)
+        self._over = act is Act.OVER
+        return act is Act.SKIP and self._skip_to_intact(segment, offset, lsn)
+
+    def pass_body(self, frame: Frame, reason: str) -> None:
+        """`frame` is intact and its entries do not add up: SALVAGE reads on behind it, all else stays before it."""
+        act = ACTS[self._mode, Kind.DAMAGE]
+        if act is Act.SKIP:
+            self.note(self.window.offset - (frame.end - frame.offset))
+            return
+        offset = self.put_back(frame)
+        self.note(offset)
+        if act is Act.RAISE:
+            raise self.corrupt(offset, frame.first_lsn, reason)
+        self._over = True
+
+    def _skip_to_intact(self, segment: Segment, offset: int, lsn: int) -> bool:
+        """SALVAGE: go on at the next intact frame of this segment, or with the next one."""
+        extent = self._extent
+        offset, end = used_range(segment.file, offset)
+        rest = segment.file.read(min(end, extent.limit) - offset, offset)
+        try:
+            intact = next(find_frames(rest, 0, segment.header.marker, lsn), None)
+        except SearchExhausted:
+            intact = None
+        if intact is not None and (extent.limit_lsn is None or intact.next_lsn <= extent.limit_lsn):
+            self.lsn = intact.first_lsn
+            self.window.start(segment, offset + intact.offset)
+            return True
+        if extent.limit_lsn is None:
+            return False
+        self.lsn = extent.limit_lsn
+        return True
+
+    def _bad_header(self, error: CorruptLog, segments: list[int], at: int) -> bool:
+        """A segment whose header cannot be read, so none of its frames can; True to look again or go on."""
+        source, first_lsn = self.source, segments[at]
+        last = at == len(segments) - 1
+        try:
+            torn = last and source.control is None and header_is_torn(source.directory, source.name_of(first_lsn))
+            source.settle()
+            source.open(first_lsn).file.close()
+            return True  # it was being made when we looked
+        except FileNotFoundError:
+            return True  # it is gone: look again
+        except CorruptLog:
+            source.check_place()
+        self.note(0, error.path)
+        act = ACTS[self._mode, Kind.TORN if torn else Kind.DAMAGE]
+        if act is Act.RAISE:
+            self.counters.add(reads_failed=1)
+            raise CorruptLog(error.path, error.offset, first_lsn, error.reason)
+        if act is Act.SKIP and not last:
+            return self._enter(segments[at + 1])
+        self._over = act is not Act.STOP
+        return False
+
+    def note(self, offset: int, path: str | None = None) -> None:
+        """Count a damaged place, once."""
+        place = path or (self.segment.file.path if self.segment is not None else ""), offset
+        if place not in self.damaged:
+            self.damaged.add(place)
+            self.counters.add(corrupted_entries=1)
+
+    def corrupt(self, offset: int, lsn: int, reason: str) -> CorruptLog:
+        assert self.segment is not None
+        self.counters.add(reads_failed=1)
+        return CorruptLog(self.segment.file.path, offset, lsn, reason)
+
+    def close(self) -> None:
+        self._leave()
+        if self._pin is not None:
+            self._pin.close()
+        if self._tail is not None:
+            self._tail.close()
+        self.source.close()

@@ -1,0 +1,287 @@
+"""Copy: a log's copy that is right by construction, made while writers write.
+
+The checkpoint is read first, then how far the log goes is noted, and then segments are copied: sealed ones whole, the
+active one up to the noted tail. Nothing before that tail changes any more, so what is copied is the log as it was then.
+
+Holds: the copy has a temporary name until it is whole, verified and on disk; whoever is killed leaves that name alone,
+and the next copy to the same place removes it. Segments are copied or reflinked, never linked: a file with two names
+could be changed under the other. The log is only read.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from walpool.errors import CorruptLog, LogBusy, LogNotFound, UnsafeLog, WALError
+from walpool.format.names import CHECKPOINT, ORIGIN, parse_segment_name, segment_name
+from walpool.read.scan import FrameWindow, scan_segment
+from walpool.read.source import settle
+from walpool.shared.catalog import CHUNK_BYTES, header_is_torn, list_segments
+from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
+from walpool.shared.control import Control, ControlUnusable
+from walpool.shared.origin import new_origin, write_origin
+from walpool.shared.pins import Pin
+from walpool.system.files import CREATE, Directory, File
+from walpool.system.locks import try_lock
+from walpool.system.paths import make_directory, parent_of, remove_directory, set_mode
+from walpool.system.reflink import reflink
+from walpool.upkeep.repair import require_log
+from walpool.upkeep.verify import verify
+
+log = logging.getLogger("walpool")
+
+Progress = Callable[[int, int], None]  # bytes copied, bytes there are
+TEMPORARY = ".walpool-copy"  # behind the name of the copy that is being made
+FILES = (CHECKPOINT, ORIGIN)  # what a copy holds besides segments, each also with `.tmp`
+ATTEMPTS = 5  # to copy anything of a log that retention removes meanwhile, all of it
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What `walpool.copy` made."""
+
+    path: str  # of the copy
+    first_lsn: int  # the first in it
+    next_lsn: int  # one past the last in it; the same as `first_lsn` when the log has no entry
+    segments: int
+    bytes: int  # of segment files
+    reflinked: int  # segments that share their blocks with the log's until one of the two changes
+
+
+class _End(NamedTuple):
+    """How far the log went when the copy was begun."""
+
+    segment: int  # first LSN of the last segment
+    tail: int  # offset one past its last frame
+    next_lsn: int
+
+
+def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: Progress | None = None) -> CopyReport:
+    """Copy the log at `path` to `dest`, which must not exist and is a log of its own, while writers write.
+
+    The copy has every entry that was published when it was begun, from the first that retention has left, and the
+    checkpoint; it is verified and on disk when this returns. A pin keeps retention from what is not copied yet, up to
+    `Retention.max_pinned_bytes`; beyond that the copy starts later.
+    Raises LogNotFound; UnsafeLog when `dest` exists; LogBusy while another copy to it is made: wait for that one;
+    CorruptLog when the log is damaged: see `walpool verify`, and `walpool repair`; LogFull, IOFailed. Then there is no
+    `dest`.
+    """
+    source = require_log(path)
+    parent, name = parent_of(dest)
+    if parent.identity(name) is not None:
+        raise UnsafeLog(parent.join(name), "refused: it exists already, and a copy replaces nothing")
+    if (parent.stat.st_dev, parent.stat.st_ino) == (source.stat.st_dev, source.stat.st_ino):
+        raise UnsafeLog(parent.join(name), "refused: it would be inside the log")
+    work = _take_place(parent, name)
+    try:
+        made = _fill(source, work, progress or (lambda done, total: None))
+        _check(source, work, made.next_lsn)
+        set_mode(work, source.stat.st_mode & 0o7777)
+        work.sync()
+        parent.rename(name + TEMPORARY, name)
+        parent.sync()
+        return CopyReport(parent.join(name), *made)
+    except BaseException:
+        _discard(parent, name, work)
+        raise
+    finally:
+        work.close()
+
+
+# The place
+
+
+def _take_place(parent: Directory, name: str) -> Directory:
+    """The empty directory that will be the copy. Whoever holds its lock is at work; what a killed one left goes."""
+    temporary = name + TEMPORARY
+    while True:
+        made = False
+        try:
+            try:
+                make_directory(parent, temporary)
+                made = True
+            except FileExistsError:
+                pass
+            work = Directory(parent.join(temporary))
+            if not try_lock(work.fd):
+                raise LogBusy(f"{parent.join(name)}: another copy to it is being made")
+            if parent.identity(temporary) == _identity(work):
+                _empty(work)
+                return work
+        except LogNotFound:
+            continue  # somebody else's copy was whole, or given up, just now
+        except BaseException:
+            if made:
+                remove_directory(parent, temporary)
+            raise
+
+
+def _identity(directory: Directory) -> tuple[int, int]:
+    return directory.stat.st_dev, directory.stat.st_ino
+
+
+def _empty(work: Directory) -> None:
+    names = work.names()
+    strange = [name for name in names if parse_segment_name(name) is None and name.removesuffix(".tmp") not in FILES]
+    if strange:
+        raise UnsafeLog(work.path, f"refused: it has the name of a copy in the making, and holds {strange[0]!r}")
+    for name in names:
+        work.unlink(name)
+
+
+def _discard(parent: Directory, name: str, work: Directory) -> None:
+    """Leave nothing: also not a copy that is whole and not known to be on disk."""
+    temporary = name + TEMPORARY
+    try:
+        if parent.identity(name) == _identity(work):
+            parent.rename(name, temporary)
+        for each in work.names():
+            work.unlink(each)
+        remove_directory(parent, temporary)
+    except (OSError, WALError) as error:
+        log.warning("%s: what there was of the copy could not be removed: %s", parent.join(temporary), error)
+
+
+# The copying
+
+
+class _Made(NamedTuple):
+    first_lsn: int
+    next_lsn: int
+    segments: int
+    bytes: int
+    reflinked: int
+
+
+def _fill(source: Directory, work: Directory, progress: Progress) -> _Made:
+    for _ in range(ATTEMPTS):
+        checkpoint = _checkpoint(source)  # before the end is noted: it is never above what the log has
+        pin = _pin(source)
+        try:
+            end = _note_end(source)
+            made = _copy_segments(source, work, end, pin, progress)
+        finally:
+            if pin is not None:
+                pin.close()
+        if made is None:
+            continue  # retention has removed all that there was
+        if checkpoint:
+            write_checkpoint(work, checkpoint, made[1])
+        write_origin(work, new_origin(made[0].first_lsn), made[1], durable=True)  # an id of its own
+        return made[0]
+    raise LogBusy(f"{source.path}: retention removed segments faster than they were copied, {ATTEMPTS} times")
+
+
+def _checkpoint(source: Directory) -> int:
+    try:
+        return read_checkpoint(source)
+    except CorruptLog as error:
+        log.warning("%s; the copy has none", error)
+        return 0  # then nothing is covered: more is kept, never less
+
+
+def _pin(source: Directory) -> Pin | None:
+    try:
+        pin = Pin(source)
+    except FileNotFoundError:
+        return None  # nobody has opened it yet, so nobody prunes it
+    for first_lsn in list_segments(source)[:1]:
+        pin.move(first_lsn)
+    return pin
+
+
+def _note_end(source: Directory) -> _End:
+    """What is published; of a log that has no usable control block, what its frames say, as a recovery would."""
+    try:
+        control = Control.attach(source, writable=False)
+    except (ControlUnusable, UnsafeLog):
+        return _end_of_frames(source)
+    try:
+        state = control.state()
+    finally:
+        control.close()
+    return _End(state.segment, state.tail, state.next_lsn)
+
+
+def _end_of_frames(source: Directory) -> _End:
+    following = None
+    for first_lsn in reversed(list_segments(source)):
+        scan = scan_segment(source, first_lsn, following, FrameWindow(1 << 18), settle=partial(settle, source))
+        if not scan.sequence and following is None and header_is_torn(source, segment_name(first_lsn)):
+            following = first_lsn  # it was being made when everything ended
+            continue
+        problem = scan.problem
+        if problem and (scan.behind.entries or following or scan.written_whole or scan.next_lsn <= scan.durable_lsn):
+            raise CorruptLog(scan.path, problem.offset, scan.next_lsn, problem.reason)
+        return _End(first_lsn, scan.end, scan.next_lsn)
+    raise LogNotFound(source.path, "the directory holds no segment that was made whole")
+
+
+def _copy_segments(
+    source: Directory, work: Directory, end: _End, pin: Pin | None, progress: Progress
+) -> tuple[_Made, int] | None:
+    """What was copied and the mode of its files; None when nothing of the log as it was at `end` is left."""
+    segments = [first for first in list_segments(source) if first <= end.segment]
+    first_lsn = done = copied = reflinked = mode = 0
+    total = sum(_size(source, first) for first in segments)
+    for at in segments:
+        if pin is not None:
+            pin.move(at)
+        try:
+            file = source.open(segment_name(at))
+        except FileNotFoundError:
+            if list_segments(source)[:1] <= [at]:
+                raise CorruptLog(source.join(segment_name(at)), 0, at, "the segment is missing") from None
+            for gone in list_segments(work):  # retention is ahead of us, and has removed them, too: oldest first
+                work.unlink(segment_name(gone))
+            first_lsn = done = copied = reflinked = 0
+            continue
+        mode = file.stat.st_mode & 0o777
+        to = work.open(segment_name(at), CREATE, mode)
+        try:
+            if at < end.segment and reflink(file, to):
+                reflinked += 1
+            else:
+                _copy_bytes(file, to, end.tail if at == end.segment else file.size(), done, total, progress)
+            to.sync()
+            done += to.size()
+        finally:
+            to.close()
+            file.close()
+        progress(min(done, total), total)
+        first_lsn = first_lsn or at
+        copied += 1
+    if not copied or list_segments(work)[-1] != end.segment:
+        return None
+    return _Made(first_lsn, end.next_lsn, copied, done, reflinked), mode
+
+
+def _size(source: Directory, first_lsn: int) -> int:
+    try:
+        return source.size_of(segment_name(first_lsn))
+    except FileNotFoundError:
+        return 0
+
+
+def _copy_bytes(file: File, to: File, size: int, done: int, total: int, progress: Progress) -> None:
+    for at in range(0, size, CHUNK_BYTES):
+        chunk = file.read(min(CHUNK_BYTES, size - at), at)
+        if not chunk:
+            return  # trimmed meanwhile: only zeros were behind
+        to.write(chunk, at)
+        progress(min(done + at + len(chunk), total), total)
+
+
+def _check(source: Directory, work: Directory, next_lsn: int) -> None:
+    """Read the copy back. What is wrong with it is wrong with the log."""
+    report = verify(work.path)
+    for finding in report.findings:
+        if finding.is_damage:
+            place = source.join(os.path.basename(finding.path))
+            raise CorruptLog(place, finding.offset, finding.lsn, f"{finding.reason}; no copy was made")
+    if report.next_lsn != next_lsn:
+        last = segment_name(list_segments(work)[-1])
+        raise CorruptLog(source.join(last), 0, report.next_lsn, f"the copy ends here and not at LSN {next_lsn}")

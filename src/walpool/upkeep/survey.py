@@ -1,0 +1,151 @@
+"""The survey: what the segments of a log say, and what each recovery mode makes of what is wrong with them.
+
+Holds: it needs no lock and touches nothing; the decision is the table below.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+
+from walpool.errors import CorruptLog
+from walpool.options import RecoveryMode
+from walpool.read.scan import FrameWindow, SegmentScan, nobody_appends, scan_segment
+from walpool.read.verdict import with_hint
+from walpool.shared.catalog import list_segments
+from walpool.shared.control import LogState
+from walpool.system.files import Directory
+
+
+class Decision(Enum):
+    CUT = "the log ends before the damage"
+    SKIP = "go on with the next intact frame"
+    REFUSE = "a person has to decide"
+
+
+# (mode, the damage is at or below the highest durable LSN, an intact frame follows it) -> what to do
+DECISIONS = {
+    (RecoveryMode.TOLERATE_TAIL, False, False): Decision.CUT,  # a torn tail
+    (RecoveryMode.TOLERATE_TAIL, False, True): Decision.CUT,  # a hole that a power cut left in unsynced bytes
+    (RecoveryMode.TOLERATE_TAIL, True, False): Decision.REFUSE,
+    (RecoveryMode.TOLERATE_TAIL, True, True): Decision.REFUSE,
+    (RecoveryMode.STRICT, False, False): Decision.REFUSE,
+    (RecoveryMode.STRICT, False, True): Decision.REFUSE,
+    (RecoveryMode.STRICT, True, False): Decision.REFUSE,
+    (RecoveryMode.STRICT, True, True): Decision.REFUSE,
+    (RecoveryMode.POINT_IN_TIME, False, False): Decision.CUT,
+    (RecoveryMode.POINT_IN_TIME, False, True): Decision.CUT,
+    (RecoveryMode.POINT_IN_TIME, True, False): Decision.CUT,
+    (RecoveryMode.POINT_IN_TIME, True, True): Decision.CUT,
+    (RecoveryMode.SALVAGE, False, False): Decision.CUT,
+    (RecoveryMode.SALVAGE, False, True): Decision.SKIP,
+    (RecoveryMode.SALVAGE, True, False): Decision.CUT,
+    (RecoveryMode.SALVAGE, True, True): Decision.SKIP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where bytes could not be read: `lsn` was expected at `offset` of `path`."""
+
+    path: str
+    offset: int
+    lsn: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the segments say; nothing was touched to learn it."""
+
+    segments: list[int]
+    scans: list[SegmentScan]
+    durable_lsn: int
+    next_lsn: int
+    last_append_ns: int
+    sequence: int  # the highest seen
+    cut: Place | None = None
+    intact_behind: int = 0
+    skipped: list[Place] = field(default_factory=list)
+
+
+def survey(
+    directory: Directory,
+    mode: RecoveryMode,
+    *,
+    whole: bool = False,
+    published: LogState | None = None,
+    settle: Callable[[], None] = nobody_appends,
+) -> Survey:
+    """Read from the highest durable LSN in the last segments forward, and decide about each damage.
+
+    With `whole`, from the first segment on: for `repair`. Beside writers, `published` says how far the log goes, or, if
+    nobody can tell, `settle` waits for an append that is under way before a place is looked at again.
+    Raises CorruptLog where `mode` refuses.
+    """
+    while True:
+        segments = list_segments(directory)
+        try:
+            scans, durable_lsn = _scan(directory, segments, whole, published, settle)
+            break
+        except FileNotFoundError:
+            if list_segments(directory) == segments:
+                raise
+            # retention, beside which a repair may look, has removed it
+    if not scans:
+        return Survey([], [], 0, 1, 0, 0)
+    segments = [first for first in segments if first <= scans[-1].first_lsn]
+    result = Survey(
+        segments=segments,
+        scans=scans,
+        durable_lsn=max(durable_lsn, *(scan.durable_lsn for scan in scans)),
+        next_lsn=scans[0].first_lsn,
+        last_append_ns=max(scan.last_append_ns for scan in scans),
+        sequence=max(scan.sequence for scan in scans),
+    )
+    for at, scan in enumerate(scans):
+        result.next_lsn = scan.next_lsn
+        if scan.problem is None:
+            continue
+        later = scans[at + 1 :]
+        behind = scan.behind.entries + sum(other.next_lsn - other.first_lsn + other.behind.entries for other in later)
+        place = Place(scan.path, scan.problem.offset, scan.next_lsn, scan.problem.reason)
+        followed = behind > 0 or any(one.behind.exhausted for one in (scan, *later))
+        # A frame whose checksum fits was written whole: what is wrong with it, no power cut did, and what follows it is
+        # no hole's other side. So no mode that spares durable entries cuts there.
+        decision = DECISIONS[mode, scan.written_whole or scan.next_lsn <= result.durable_lsn, followed]
+        if decision is Decision.REFUSE:
+            reason = with_hint(place.reason) if scan.early and followed else place.reason
+            raise CorruptLog(place.path, place.offset, place.lsn, reason)
+        if decision is Decision.CUT:
+            result.cut = place
+            result.intact_behind = behind
+            return result
+        result.skipped.append(place)
+        if scan.behind.exhausted:
+            raise CorruptLog(place.path, place.offset, place.lsn, f"{place.reason}; too many false frames follow")
+        result.next_lsn = max(scan.next_lsn, scan.behind.next_lsn)
+    return result
+
+
+def _scan(
+    directory: Directory, segments: list[int], whole: bool, published: LogState | None, settle: Callable[[], None]
+) -> tuple[list[SegmentScan], int]:
+    """The scans of the segments from the highest durable LSN on, and that LSN."""
+    limit = None
+    if published is not None:
+        segments = [first for first in segments if first <= published.segment]  # a later one is half done
+        limit = published.tail if segments[-1:] == [published.segment] else None
+    if not segments:
+        return [], 0
+    window = FrameWindow(1 << 18)
+    look = partial(scan_segment, directory, window=window, settle=settle)
+    newest = look(segments[-1], None, limit=limit)
+    durable_lsn = newest.durable_lsn
+    back = len(segments) - 1  # the last segment whose header can be read has the last word on what is durable
+    while back and not newest.sequence and not durable_lsn:
+        back -= 1
+        durable_lsn = look(segments[back], segments[back + 1]).durable_lsn
+    start = 0 if whole else max((at for at, first in enumerate(segments) if first <= durable_lsn + 1), default=0)
+    scans = [look(segments[at], segments[at + 1]) for at in range(start, len(segments) - 1)]
+    return [*scans, newest], durable_lsn
