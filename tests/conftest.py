@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,6 +44,17 @@ def child() -> Iterator[Start]:
     yield start
     for each in started:
         each.end()
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A place where a sync costs nothing: who only dies by signals needs no disk, and a sweep makes many logs."""
+    if not os.access("/dev/shm", os.W_OK | os.X_OK):
+        yield tmp_path
+        return
+    place = Path(tempfile.mkdtemp(prefix="walpool-", dir="/dev/shm"))
+    yield place
+    shutil.rmtree(place)
 
 
 @pytest.fixture

@@ -44,9 +44,9 @@ BUGS = [
     ),
     Bug(
         "FULL is acknowledged before its sync",
-        "write/writer.py",
-        "            if self._wait_durable:\n                self._committer.settle(lsn)\n            return lsn",
-        "            return lsn",
+        "write/handle.py",
+        "            self._settle(session, range(appended[0], appended[0] + count))\n",
+        "            pass\n",
         "cut: turns",
     ),
     Bug(
@@ -116,8 +116,8 @@ BUGS = [
     Bug(
         "a recovery leaves a checkpoint that the log does not reach",
         "upkeep/recovery.py",
-        "    if stated >= found.next_lsn:",
-        "    if False:",
+        "    if stated < found.next_lsn:\n        return None",
+        "    if True:\n        return None",
         "tests/upkeep/test_retention.py -k does_not_reach",
     ),
     Bug(
@@ -190,8 +190,8 @@ BUGS = [
     Bug(
         "a block is rebuilt under living writers",
         "upkeep/opening.py",
-        "                if not held:",
-        "                if True:",
+        "        if held:\n            return held",
+        "        if False:\n            return held",
         "tests/upkeep/test_control_damage.py::test_no_block_is_rebuilt_under_a_living_writer",
     ),
     # What errors and interrupts show
@@ -205,16 +205,17 @@ BUGS = [
     Bug(
         "the lock is taken outside of the try",
         "write/appender.py",
-        "        with self._mutex:\n            try:\n                if self._contended:",
-        "        with self._mutex:\n            self._lock(self._lock_fd, LOCK_EX)\n            try:\n"
-        "                if True:\n                    pass\n                elif self._contended:",
-        "tests/crash/test_interrupts.py -k no_interrupt",
+        "        with self._mutex:\n            try:\n                if self._contended:  # inside",
+        "        with self._mutex:\n            self._take(self._lock_fd, LOCK_EX)\n            try:\n"
+        "                if True:\n                    pass\n                elif self._contended:  # inside",
+        "tests/crash/test_any_bytecode.py -k any_bytecode_leaves and put",
+        (("        self._lock.set_free()\n", "        leave(self._mutex)\n"),),
     ),
     Bug(
         "an interrupted opening keeps its slot",
         "write/appender.py",
-        "proxy(log)",
-        "log",
+        "        self._log = log  # no cycle",
+        "        self._me, self._log = self, log  # no cycle",
         "tests/crash/test_interrupts.py -k each_line",
     ),
     Bug(
@@ -224,8 +225,60 @@ BUGS = [
         "            except Retired:\n                pass\n"
         "            self._unlock(self._lock_fd, LOCK_UN)\n            counts",
         "tests/crash/test_error_sweep.py -k keeps_failing",
+        (("        self._lock.set_free()\n", "        leave(self._mutex)\n"),),
+    ),
+    Bug(
+        "an unlock that an exception kept from being done is not done again",
+        "system/locks.py",
+        "                    self.unlock(self.fd, LOCK_UN)\n                    return\n",
+        "                    return\n",
+        "tests/crash/test_any_bytecode.py -k audit_hook",
+    ),
+    Bug(
+        "a thread that is inside goes in again",
+        "write/writer.py",
+        "            if appender.is_ours():",
+        "            if False:",
+        "tests/processes/test_reentrance.py -k works_or_says_busy and put",
+    ),
+    Bug(
+        "a limit is compared with the largest entry only",
+        "format/entry.py",
+        "            if key_bytes > MAX_KEY_BYTES or value_bytes > MAX_VALUE_BYTES:  # each",
+        "            if key_bytes + value_bytes > largest and (\n"
+        "                key_bytes > MAX_KEY_BYTES or value_bytes > MAX_VALUE_BYTES\n"
+        "            ):  # each",
+        "tests/format/test_entry.py -k limit",
+    ),
+    Bug(
+        "what is put while the buffer is closed is lost",
+        "write/buffer.py",
+        "            self._check_open()\n            if self._bodies and",
+        "            if self._bodies and",
+        "tests/write/test_closing.py",
+    ),
+    Bug(
+        "an entry whose put raised stays in the buffer",
+        "write/buffer.py",
+        "            leave(self._lock)\n            self._withdraw(body)\n",
+        "            leave(self._lock)\n",
+        "tests/write/test_interrupted_helpers.py",
     ),
     # What peers show
+    Bug(
+        "a sync calls durable what no name leads to",
+        "write/committer.py",
+        "        self._check_name(state.segment, self._synced, sealed=False)\n        self._log.check_path()\n",
+        "",
+        "tests/processes/test_replaced_files.py -k durable",
+    ),
+    Bug(
+        "a child goes on storing into its parent's block",
+        "shared/control.py",
+        "        for view in (self.words, self.halves, self.bytes):\n            view.release()\n",
+        "",
+        "tests/processes/test_forked_anywhere.py -k middle and NORMAL",
+    ),
     Bug(
         "the state is read before the lock is taken",
         "write/appender.py",
@@ -241,23 +294,24 @@ BUGS = [
     ),
     Bug(
         "a child unlocks what its parent holds",
-        "write/writer.py",
-        "            self._appender.drop()\n",
-        "            calls.flock(opened.append_lock.fd, 8)\n            self._appender.drop()\n",
+        "system/files.py",
+        "    def after_fork(self) -> None:\n        self.close()\n\n    @property",
+        "    def after_fork(self) -> None:\n        __import__('fcntl').flock(self.fd, 8)\n"
+        "        self.close()\n\n    @property",
         "tests/processes/test_lock_holders.py",
     ),
     Bug(
         "a child keeps its parent's buffer",
-        "write/writer.py",
-        "            self._buffer = self._new_buffer()\n\n    def __enter__",
-        "            pass\n\n    def __enter__",
+        "write/handle.py",
+        "            self.buffer = self._new_buffer()\n",
+        "            pass\n",
         "tests/write tests/processes/test_lock_holders.py -k fork",
     ),
     Bug(
         "a replaced lock file is not noticed",
         "write/appender.py",
-        "        name = self._log.replaced()\n",
-        "        name = None\n",
+        "        self._log.check_names(active.segment.file if known else None, state.tail)\n",
+        "",
         "tests/processes/test_replaced_files.py",
     ),
     Bug(

@@ -380,3 +380,18 @@ def test_a_body_is_checked_as_it_is_decoded(case: tuple[bytes, int]) -> None:
     start, end = 6, 6 + len(body)
     checked = outcome(lambda: check_body(memoryview(framed), start, end, count))
     assert checked == outcome(lambda: decode_body(framed, start, end, count, 1))
+
+
+@pytest.mark.parametrize("others", [0, 1, 20])  # 20: more than the columns need
+@pytest.mark.parametrize("at", ["first", "last"])
+@pytest.mark.parametrize(
+    "entry",
+    [WALEntry.put(bytes(MAX_KEY_BYTES + 1), b""), WALEntry.put(b"k", bytes(MAX_VALUE_BYTES + 1)),
+     WALEntry.delete(bytes(MAX_KEY_BYTES + 1))],
+    ids=["key", "value", "key of a delete"],
+)  # fmt: skip
+def test_a_batch_is_refused_for_an_entry_over_a_limit_wherever_it_stands(entry: WALEntry, at: str, others: int) -> None:
+    """Also behind a larger one that is within the limits."""
+    large = [WALEntry.put(b"large", bytes(MAX_VALUE_BYTES))] * min(others, 1) + [WALEntry.put(b"small", b"1")] * others
+    with pytest.raises(EntryTooLarge):
+        encode_entries([entry, *large] if at == "first" else [*large, entry])

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.processes import workers
-from tests.support import Start, read_log
-from walpool import UnsafeLog, WALError, WALWriter
+from tests.support import Start, open_fds, read_log
+from walpool import LogReplaced, SyncMode, UnsafeLog, WALError, WALWriter
 from walpool.upkeep import opening
+from walpool.upkeep.verify import verify
 
 SOON = 1001  # appends
 
@@ -179,3 +180,96 @@ def test_a_truncated_control_block_kills_nobody(child: Start, log: Path) -> None
         with WALWriter(log) as writer:
             assert writer.put(b"b", b"") is not None
     assert workers.keys(log) == [b"a"] + [b"b"] * 5
+
+
+# What is open is what the names lead to
+
+
+def harm_remove(path: Path) -> None:
+    path.unlink()
+
+
+def harm_rename(path: Path) -> None:
+    path.rename(path.with_suffix(".old"))
+
+
+def harm_cut(path: Path) -> None:
+    os.truncate(path, 70)
+
+
+HARMS = {"removed": harm_remove, "renamed": harm_rename, "replaced": replace, "cut": harm_cut}
+
+
+def active(log: Path) -> Path:
+    return sorted(log.glob("*.wal"))[-1]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("mode", [SyncMode.NORMAL, SyncMode.FULL])
+def test_a_writer_notices_what_happened_to_the_active_segment(log: Path, mode: SyncMode, harm: str) -> None:
+    with WALWriter(log, mode, size_limit=1 << 20) as writer:
+        for _ in range(SOON):
+            writer.put(b"k", b"")
+        HARMS[harm](active(log))
+        refused = append_until_refused(writer)
+        assert refused.path.endswith(".wal"), refused
+        with pytest.raises(UnsafeLog):
+            writer.rotate()
+
+
+@pytest.mark.parametrize("harm", ["removed", "renamed", "replaced"])
+def test_nothing_is_called_durable_in_a_segment_that_no_name_leads_to(log: Path, harm: str) -> None:
+    """By the very next sync: it looks again before it says so."""
+    with WALWriter(log, SyncMode.FULL, size_limit=1 << 20) as writer:
+        durable = writer.put(b"k", b"")
+        HARMS[harm](active(log))
+        with pytest.raises(LogReplaced, match="not durable"):
+            writer.put(b"lost", b"")
+        assert writer.metrics.snapshot().durable_lsn == durable
+        with pytest.raises(UnsafeLog):
+            writer.sync()
+
+
+def test_nothing_is_called_durable_in_a_directory_that_the_path_does_not_lead_to(log: Path, tmp_path: Path) -> None:
+    with WALWriter(log, SyncMode.FULL) as writer, WALWriter(log) as normal:
+        writer.put(b"k", b"")
+        log.rename(tmp_path / "moved.wal")
+        with WALWriter(log) as other:  # a log of its own
+            assert other.put(b"k", b"") == 1
+            with pytest.raises(LogReplaced):
+                writer.put(b"lost", b"")
+            assert isinstance(append_until_refused(normal), LogReplaced)
+
+
+@pytest.mark.usefixtures("linux")
+def test_a_descriptor_that_other_code_closed_and_uses_is_not_written_to(log: Path, tmp_path: Path) -> None:
+    writer = WALWriter(log, size_limit=1 << 20)
+    writer.put(b"k", b"")
+    (number,) = [fd for fd, path in open_fds().items() if path == str(active(log))]
+    innocent = os.open(tmp_path / "innocent", os.O_CREAT | os.O_RDWR)
+    os.dup2(innocent, number)
+    try:
+        refused = append_until_refused(writer)
+        assert "closed the file's descriptor" in str(refused)
+        size = os.stat(tmp_path / "innocent").st_size
+        writer.close()
+        os.fstat(number)  # the other code's: it is not ours to close
+        assert os.stat(tmp_path / "innocent").st_size == size
+    finally:
+        os.close(number)
+        os.close(innocent)
+
+
+def test_a_beginning_that_is_missing_and_that_retention_did_not_remove_is_a_finding(log: Path) -> None:
+    with WALWriter(log, size_limit=400) as writer:
+        for _ in range(20):
+            writer.put(b"k", bytes(100))
+        writer.checkpoint(5)
+        first = writer.prune().first_lsn
+    assert first > 1
+    assert verify(log).findings == []
+    sorted(log.glob("*.wal"))[0].unlink()
+    (finding,) = verify(log).findings
+    assert finding.is_damage and f"LSN {first} to" in finding.reason
+    (log / "origin").unlink()  # as of an older log, which says nothing
+    assert verify(log).findings == []

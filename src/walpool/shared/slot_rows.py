@@ -34,6 +34,7 @@ from walpool.shared.counters import Cells
 from walpool.shared.histogram import BUCKETS, SECONDS, TIME_SHIFT, Histogram, bucket_of
 from walpool.system import clock, processes
 from walpool.system.files import READ, Directory, File
+from walpool.system.forks import reopen_after_fork
 from walpool.system.shared_words import WORD, SharedWords
 
 log = logging.getLogger("walpool")
@@ -78,6 +79,7 @@ class SlotRow:
 
     def __init__(self, words: memoryview, mode: SyncMode, name: str | None, *, shared: bool = False) -> None:
         self.words = words
+        reopen_after_fork(self)
         self.shared = shared  # with the writers of other slots
         self._cells: Cells[int] = Cells()  # what threads of this writer count outside the append mutex, by word
         self._before: dict[int, int] = {}  # what stood in such a word when this writer came
@@ -149,6 +151,10 @@ class SlotRow:
         """Ended in order, so nobody will call it killed."""
         self.words[DOING] = IDLE
         self.words[CLOSED_NS] = clock.time_ns()
+
+    def after_fork(self) -> None:
+        """In a forked child: it is the parent's, who alone stores there."""
+        self.words.release()
 
     def count_failure(self, error: BaseException) -> None:
         """Count an append that raised; of a closed writer nothing is left to count."""

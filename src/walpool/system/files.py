@@ -200,11 +200,12 @@ class Directory:
     def names(self) -> list[str]:
         """Through a descriptor of its own: a listing moves the offset that threads and forked children share."""
         with typed_errors(self.path):
-            fd = calls.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+            listing = File(self.path)  # closed in a child that is forked meanwhile
             try:
-                return calls.listdir(fd)
+                listing.fd = calls.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+                return calls.listdir(listing.fd)
             finally:
-                close_descriptor(fd)
+                listing.close()
 
     def open(self, name: str, flags: int = READ, mode: int = 0o600) -> File:
         """Open a file of the log; FileNotFoundError and FileExistsError pass, all else is typed.

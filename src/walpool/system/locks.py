@@ -2,7 +2,7 @@
 
 `ProcessLock` is the hot path's: `flock` on a descriptor that stays open (0.8 us a pair; filelock 65-100 us, and it
 waits by sleeping), behind a lock between threads. `ByteLocks` are open-file-description locks on single bytes: byte n
-held means that the owner of writer slot n is alive. `Maintenance` is a filelock for what is rare.
+held means that the owner of writer slot n is alive. `Maintenance` is for what is rare.
 
 Holds: whatever exception arrives at whatever bytecode, a lock is free once nobody is inside. So it is taken inside the
 `try` whose `finally` frees it, freed again behind that (an audit hook runs Python before the system call, and a signal
@@ -116,10 +116,11 @@ class ProcessLock:
         if self.is_ours():
             raise itself(self.file.path)
         try:
-            with self.mutex:
-                return self._inside(self.take, body)
+            return self._run(
+                body
+            )  # a frame of its own: at some bytecodes an exception passes by the handlers of its frame
         except BaseException:
-            leave(self.mutex)
+            self.set_free()
             raise
 
     def try_run(self, body: Callable[[], _Result]) -> _Result | None:
@@ -127,41 +128,49 @@ class ProcessLock:
         if self.is_ours():
             raise itself(self.file.path)
         try:
-            if not self.mutex.acquire(False):
-                return None
-            try:
-                return self._inside(_take_if_free, body)
-            except _Taken:
-                return None
-            finally:
-                self.mutex.release()
+            return self._try_run(body)
+        except _Taken:
+            return None
         except BaseException:
-            leave(self.mutex)
+            self.set_free()
             raise
+
+    def _run(self, body: Callable[[], _Result]) -> _Result:
+        with self.mutex:
+            return self._inside(self.take, body)
+
+    def _try_run(self, body: Callable[[], _Result]) -> _Result:
+        if not self.mutex.acquire(False):
+            raise _Taken
+        try:
+            return self._inside(_take_if_free, body)
+        finally:
+            self.mutex.release()
 
     def _inside(self, take: Flock, body: Callable[[], _Result]) -> _Result:
         if self.fd < 0:
             raise LogClosed(f"{self.file.path}: the log was closed by another thread")
         try:
-            try:
-                take(self.fd, LOCK_EX)
-                return body()
-            finally:
-                self.unlock(self.fd, LOCK_UN)
-        except BaseException:
-            self.free()
-            raise
+            take(self.fd, LOCK_EX)
+            return body()
+        finally:
+            self.unlock(self.fd, LOCK_UN)
 
-    def free(self) -> None:
-        """Unlock once more, with the mutex held: what ended the section may have come before the unlock was done."""
-        for _ in range(UNLOCK_TRIES):
-            try:
-                self.unlock(self.fd, LOCK_UN)
-                return
-            except OSError:
-                return  # it is closed, and so free
-            except BaseException:  # another interrupt: the first is on its way to the caller already
-                continue
+    def set_free(self) -> None:
+        """For the caller of what ended with an exception: whatever that kept from being done is done."""
+        try:
+            if not self.is_ours() and not self.mutex.acquire(False):
+                return  # another thread is inside by now: it unlocks when it leaves
+            for _ in range(UNLOCK_TRIES):
+                try:
+                    self.unlock(self.fd, LOCK_UN)
+                    return
+                except OSError:
+                    return  # it is closed, and so free
+                except BaseException:  # another interrupt: the first is on its way to the caller already
+                    continue
+        finally:
+            leave(self.mutex)
 
     def drop(self) -> None:
         """It is closed, by a fork or by its writer: there is nothing to unlock any more."""
@@ -259,11 +268,10 @@ class ByteLocks:
 
 
 class Maintenance(io.FileIO):
-    """The lock around create, recover, prune and repair, of filelock, on a descriptor of our own.
+    """The lock around create, recover, prune and repair, on a descriptor of its own.
 
-    Built when used. filelock's lock objects open files by path, and keep a list of held locks that an interrupt in
-    their acquire leaves stale; a descriptor that we opened safely is ours to close. Leaving is closing, by C's own
-    `__exit__`: no interrupt comes in between.
+    Built when used, by whoever is not in a hurry: it polls. Leaving is closing, by C's own `__exit__`, so that no
+    interrupt comes in between.
     """
 
     _thread = 0  # that holds it
@@ -283,7 +291,7 @@ class Maintenance(io.FileIO):
                 raise itself(self._path)
             deadline = None if self._timeout_s is None else calls.monotonic() + self._timeout_s
             with typed_errors(self._path):
-                while not _lock_descriptor(self.fileno()):
+                while not try_lock(self.fileno()):
                     if deadline is not None and calls.monotonic() >= deadline:
                         raise LogBusy(f"{self._path}: another process held the lock for {self._timeout_s} s")
                     calls.sleep(MAINTENANCE_POLL_S)
@@ -310,12 +318,13 @@ def held_by_this_thread() -> list[object]:
     return inside + [each for each in list(_maintenances) if each.is_ours()]
 
 
-def _lock_descriptor(fd: int) -> bool:
-    """filelock is imported when it is needed: on Python 3.12 and later it has a Python function run before each system
-    call of the process, and a pair of flocks then takes 1.5 us instead of 0.8. Most openings do not come here.
+def try_lock_of_command(fd: int) -> bool:
+    """By filelock, for a command that has its process to itself.
+
+    A log is opened without it: on Python 3.12 and later filelock runs a Python function of its own before each system
+    call of the process (a pair of flocks takes 1.5 us then, and 0.8 without), where a signal handler can raise before
+    an unlock is done; and a child forked while another thread imports it could never import it.
     """
-    try:
-        from filelock import lock_descriptor
-    except (ImportError, OSError):  # behind a chroot, or with rights given up: it calls what `try_lock` calls
-        return try_lock(fd)
+    from filelock import lock_descriptor
+
     return bool(lock_descriptor(fd, blocking=False))

@@ -79,18 +79,14 @@ class OpenLog:
             files.append((os.path.basename(active.path), active))
         for name, file in files:
             if self.directory.identity(name) != file.place:
-                raise UnsafeLog(
-                    file.path,
-                    f"the file was removed or replaced while the log was open; nothing was appended; {_AGAIN}",
-                )
-            if file.was_closed():
-                raise UnsafeLog(
-                    file.path, f"other code of this process closed its descriptor; nothing was appended; {_AGAIN}"
-                )
-        if active is not None and active.size() < tail:
-            raise UnsafeLog(
-                active.path, f"the file was cut below its {tail} bytes in use; nothing was appended; {_AGAIN}"
-            )
+                why = "the file was removed or replaced while the log was open"
+            elif file.was_closed():
+                why = "other code of this process has closed the file's descriptor"
+            elif file is active and file.size() < tail:
+                why = CUT
+            else:
+                continue
+            raise UnsafeLog(file.path, f"{why}; nothing was appended; {AGAIN}")
 
     def check_path(self) -> None:
         """Raises LogReplaced unless the path leads to our directory."""
@@ -99,7 +95,7 @@ class OpenLog:
             raise LogReplaced(
                 self.directory.path,
                 f"the log was moved, removed or made anew while it was open: {why}; what this process has open is no"
-                f" longer the log at this path; {_AGAIN}",
+                f" longer the log at this path; {AGAIN}",
             )
 
     def close(self) -> None:
@@ -110,7 +106,8 @@ class OpenLog:
         self.directory.close()
 
 
-_AGAIN = "close every writer of this log and open it again"
+CUT = "the file was cut below the bytes in use"
+AGAIN = "close every writer of this log and open it again"
 
 
 def open_log(path: str, options: WriterOptions) -> OpenLog:

@@ -3,13 +3,13 @@
 Holds: nothing about the tail is cached; the state is read after the append lock is taken, every time. What is written
 is beyond the published tail until the last store publishes it, so a process killed anywhere leaves the log as it was.
 Both locks are free once nobody is inside, whatever exception arrives at whatever bytecode: see system/locks.py, whose
-`ProcessLock.run` `_append` repeats line by line. A child that a signal handler forks in the middle of an append finds
-the views of the shared block released, the descriptors closed, and what would use one of them replaced.
+`ProcessLock.run` is repeated here and in the two callers, `WALWriter.put` and `Handle.append`. A child that a signal
+handler forks in the middle of an append finds the views of the shared block released, the descriptors closed, and what
+would use one of them replaced.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
-from weakref import proxy
 
 from crc32c import crc32c
 
@@ -47,8 +47,8 @@ from walpool.shared.slot_rows import (
 )
 from walpool.system.calls import calls
 from walpool.system.files import cut_back, typed_error, write_rest
-from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock, itself, leave
-from walpool.upkeep.opening import OpenLog
+from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock, leave
+from walpool.upkeep.opening import AGAIN, CUT, OpenLog
 from walpool.upkeep.prepare import write_ahead
 from walpool.write.rotation import check_fits, rotate
 from walpool.write.waits import Waits
@@ -77,17 +77,14 @@ class Active(NamedTuple):
 
 
 class Appender:
-    append: Callable[[bytes, int, int], int]
-    _plain: Callable[[bytes, int, int], int]  # `append` while it is not timed
-
     def __init__(self, log: OpenLog, options: WriterOptions, row: SlotRow | None) -> None:
-        self._log: OpenLog = proxy(log)  # our own methods keep us in a cycle: with the log in it, its slot stayed held
+        self._log = log  # no cycle: an interrupted opening would keep its slot until it is collected
         self._row = row
         self._counts = None if row is None or row.shared else row.words
         self._batches, self._bytes, self._more = (
             (row.words[BATCHES], row.words[BYTES], row.words[MORE_ENTRIES]) if row is not None else (0, 0, 0)
         )
-        self.append = self._plain = self._append if row is None or not row.shared else self._append_sharing
+        self.timed = False  # the next append is to go through `timed_append`
         self._size_limit = options.size_limit
         self._file_mode = options.mode
         self._lock = log.append_lock
@@ -115,14 +112,16 @@ class Appender:
         self._ahead = AHEAD_BYTES if options.sync_mode is SyncMode.FULL else 0
         self._ready_to = 0  # a frame that ends past here, in the active segment, has to look for room first
         self.last_body: bytes | None = None  # the last that was published, so that an interrupted caller can tell
+        self.last_lsn = 0  # its first
+        self._seen = 0, 0  # a segment, and the offset of a frame that stood in it when names were compared
         self._half_full = 0  # the last segment that we saw half full
-        self._forked = False  # this is a child, and the log was its parent's
+        self.forked = False  # this is a child, and the log was its parent's
         self.wanted = False  # the coordinator has something to do
         self.rotations = 0  # since the writer last did its chores
         self._interval = options.sync_interval_s is not None
         self.chores = self._interval  # one flag for all that an append seldom leaves to do
 
-    def _append(self, body: bytes, count: int, largest: int) -> int:
+    def append(self, body: bytes, count: int, largest: int) -> int:
         """Append one frame and return its first LSN. `largest`: encoded bytes of its largest entry.
 
         One long function, because each call it avoids is 0.06 to 0.1 of its 5.6 us: flock pair 1.1, pwrite 1.0 and
@@ -132,106 +131,91 @@ class Appender:
         frame_bytes = FRAME_BYTES + body_bytes
         if frame_bytes > self._size_limit - HEADER_BYTES:
             check_fits(frame_bytes, self._size_limit)
-        if self.is_ours():
-            raise itself(self._lock.file.path)
         words = self._words
-        next_lsn = 0
-        try:
-            marker = self._active.marker
-            body_crc = crc32c(body, marker)  # before the lock: nobody waits for it
-            with self._mutex:
-                try:
+        next_lsn: int
+        marker = self._active.marker
+        body_crc = crc32c(body, marker)  # before the lock: nobody waits for it
+        with self._mutex:
+            try:
+                if self._contended:  # inside the try: a signal handler that raises must find the finally
+                    self._contended -= 1
+                    if self._contended % TIMED_WAITS:
+                        self._take(self._lock_fd, LOCK_EX)
+                    else:
+                        self._wait_for_lock(TIMED_WAITS)
+                else:
                     try:
-                        if self._contended:  # inside the try: a signal handler that raises must find the finally
-                            self._contended -= 1
-                            if self._contended % TIMED_WAITS:
-                                self._take(self._lock_fd, LOCK_EX)
-                            else:
-                                self._wait_for_lock(TIMED_WAITS)
-                        else:
-                            try:
-                                self._try_lock(self._lock_fd, TRY_EX)  # so that only who has to wait reads a clock
-                            except BlockingIOError:
-                                self._contended = CONTENDED_FOR
-                            if self._contended:  # not in the `except`: it would be the context of what ends the wait
-                                self._wait_for_lock(1)
-                        if words[STOP]:
-                            self._attend()
-                        commit = words[COMMIT]
-                        (first, sequence, now_marker, tail, next_lsn, last_ns, entries, batches, total_bytes,
-                         max_entry, _) = self._load(self._block, COPIES[commit & 1])  # fmt: skip
-                        active = self._active
-                        now = self._time_ns()
-                        if next_lsn >= self._next_check_lsn or not self._checked_ns <= now < self._next_check_ns:
-                            self._check_names(now)
-                        end = tail + frame_bytes
-                        if end > self._ready_to or first != active.first_lsn or now_marker != marker:
-                            state = self._make_room(frame_bytes, self._log.control.state())
-                            active = self._active
-                            first, sequence, marker, tail = (
-                                state.segment, state.sequence, state.marker, state.tail
-                            )  # fmt: skip
-                            end = tail + frame_bytes
-                            body_crc = crc32c(body, marker)
-                            commit = words[COMMIT]
-                        if now < last_ns:
-                            now = last_ns  # the clock was set back; appended_at never is
-                        rest = _pack_rest(body_bytes, count, next_lsn, now, words[DURABLE], body_bytes, 0, self._slot)
-                        frame = _pack_prefix(marker, crc32c(rest, body_crc)) + rest + body
-                        words[INTENT] = commit + self._intent
-                        try:
-                            written = self._pwrite(active.fd, frame, tail)
-                            if written != frame_bytes:
-                                self._write_rest(active.fd, frame, tail, written)
-                        except OSError as error:
-                            self._cut_back(active.fd, tail)
-                            self._ready_to = 0
-                            raise typed_error(error, active.segment.file.path) from error
-                        self._fill(
-                            self._block, COPIES[~commit & 1], first, sequence, marker, end, next_lsn + count,
-                            now, entries + count, batches + 1, total_bytes + frame_bytes,
-                            largest if largest > max_entry else max_entry, tail,
-                        )  # fmt: skip
-                        words[COMMIT] = commit + 1  # last: this one store publishes all of it
-                        self.last_body = body  # no signal handler runs between these two stores
-                    finally:
-                        self._unlock(self._lock_fd, LOCK_UN)
-                except BaseException:
-                    self._lock.free()
-                    raise
-                counts = self._counts
-                if counts is not None:
-                    counts[BATCHES] = self._batches = self._batches + 1  # `counts[BATCHES] += 1` takes twice as long
-                    counts[BYTES] = self._bytes = self._bytes + frame_bytes
-                    if count > 1:
-                        counts[MORE_ENTRIES] = self._more = self._more + count - 1
-                        counts[bucket_word(BATCH, count)] += 1
-        except BaseException:
-            leave(self._mutex)
-            if not self._forked:
-                raise
-            if self.last_body is not body:
-                raise Retired("the append is the parent's of this process, which appends for itself") from None
+                        self._try_lock(self._lock_fd, TRY_EX)  # so that only who has to wait reads a clock
+                    except BlockingIOError:
+                        self._contended = CONTENDED_FOR
+                    if self._contended:  # not in the `except`: it would be the context of what ends the wait
+                        self._wait_for_lock(1)
+                if words[STOP]:
+                    self._attend()
+                commit = words[COMMIT]
+                (first, sequence, now_marker, tail, next_lsn, last_ns, entries, batches, total_bytes,
+                 max_entry, _) = self._load(self._block, COPIES[commit & 1])  # fmt: skip
+                active = self._active
+                now = self._time_ns()
+                if next_lsn >= self._next_check_lsn or not self._checked_ns <= now < self._next_check_ns:
+                    self._check_names(now)
+                end = tail + frame_bytes
+                if end > self._ready_to or first != active.first_lsn or now_marker != marker:
+                    state = self._make_room(frame_bytes, self._log.control.state())
+                    active = self._active
+                    first, sequence, marker, tail = (
+                        state.segment, state.sequence, state.marker, state.tail
+                    )  # fmt: skip
+                    end = tail + frame_bytes
+                    body_crc = crc32c(body, marker)
+                    commit = words[COMMIT]
+                if now < last_ns:
+                    now = last_ns  # the clock was set back; appended_at never is
+                rest = _pack_rest(body_bytes, count, next_lsn, now, words[DURABLE], body_bytes, 0, self._slot)
+                frame = _pack_prefix(marker, crc32c(rest, body_crc)) + rest + body
+                words[INTENT] = commit + self._intent
+                try:
+                    written = self._pwrite(active.fd, frame, tail)
+                    if written != frame_bytes:
+                        self._write_rest(active.fd, frame, tail, written)
+                except OSError as error:
+                    self._cut_back(active.fd, tail)
+                    self._ready_to = 0
+                    raise typed_error(error, active.segment.file.path) from error
+                self._fill(
+                    self._block, COPIES[~commit & 1], first, sequence, marker, end, next_lsn + count,
+                    now, entries + count, batches + 1, total_bytes + frame_bytes,
+                    largest if largest > max_entry else max_entry, tail,
+                )  # fmt: skip
+                self.last_lsn = next_lsn
+                words[COMMIT] = commit + 1  # last: this one store publishes all of it
+                self.last_body = body  # no signal handler runs between these two stores
+            finally:
+                self._unlock(self._lock_fd, LOCK_UN)
+            counts = self._counts
+            if counts is not None:
+                counts[BATCHES] = self._batches = self._batches + 1  # `counts[BATCHES] += 1` takes twice as long
+                counts[BYTES] = self._bytes = self._bytes + frame_bytes
+                if count > 1:
+                    counts[MORE_ENTRIES] = self._more = self._more + count - 1
+                    counts[bucket_word(BATCH, count)] += 1
         return next_lsn
 
-    def _timed_append(self, body: bytes, count: int, largest: int) -> int:
-        """Takes the place of `append` for one call, now and then: a clock around each would cost 2 per cent."""
-        self.append = self._plain
+    def after_exception(self, body: bytes) -> int | None:
+        """For the caller of an `append` that ended with one: locks are free then, whatever it kept from being done.
+
+        The first LSN, when the append was done all the same, in a child that was forked in the middle of it.
+        """
+        self._lock.set_free()
+        return self.last_lsn if self.forked and self.last_body is body else None
+
+    def timed_append(self, body: bytes, count: int, largest: int) -> int:
+        """In the place of `append` for one call, now and then: a clock around each would cost 2 per cent."""
+        self.timed = False
         began = calls.monotonic_ns()
-        first_lsn = self._plain(body, count, largest)
+        first_lsn = self.append(body, count, largest)
         assert self._row is not None
         self._row.record_ns(APPEND, calls.monotonic_ns() - began)
-        return first_lsn
-
-    def _append_sharing(self, body: bytes, count: int, largest: int) -> int:
-        """Of a writer that shares its row: others add to these words too, so some counts are lost, and none go back."""
-        first_lsn, row = self._append(body, count, largest), self._row
-        assert row is not None
-        row.add(BATCHES)
-        row.add(BYTES, FRAME_BYTES + len(body))
-        if count > 1:
-            row.add(MORE_ENTRIES, count - 1)
-            row.add(bucket_word(BATCH, count))
         return first_lsn
 
     def rotate(self) -> bool:
@@ -242,8 +226,7 @@ class Appender:
         if self._words[STOP]:
             self._attend()
         state = self._log.control.state()
-        empty = state.next_lsn == state.segment
-        return not empty and bool(self._start_next(state))
+        return state.next_lsn > state.segment and bool(self._start_next(state))
 
     def _make_room(self, frame_bytes: int, state: LogState) -> LogState:
         """Have the segment open that the frame goes into, which may be the next one. Lock: append."""
@@ -284,12 +267,16 @@ class Appender:
         active = self._active
         known = (state.segment, state.marker) == (active.first_lsn, active.marker)
         self._log.check_names(active.segment.file if known else None, state.tail)
+        (segment, offset), file = self._seen, active.segment.file
+        if known and segment == state.segment and file.read(4, offset) != active.marker.to_bytes(4, "little"):
+            raise UnsafeLog(file.path, f"{CUT}; nothing was appended; {AGAIN}")  # also when it has grown again since
+        self._seen = (state.segment, state.last_frame) if state.last_frame else (0, 0)
         if state.tail > self._size_limit // 2 and state.segment != self._half_full:
             self._half_full = state.segment
             self.wanted = self.chores = True  # the next segment should be prepared by now
         if self._row is not None:
             self._row.words[LAST_APPEND_NS] = now
-            self.append = self._timed_append
+            self.timed = True
             self.chores = self.chores or bool(self.waits)
         self.chores = self.chores or self._interval
         self._next_check_lsn = state.next_lsn + CHECK_LSNS
@@ -326,20 +313,16 @@ class Appender:
 
         Or is the one that forked, in a signal handler: then it comes back into `_append` after this.
         """
-        self._forked = forked
-        self.append = self._plain = _refuse_closed  # no method of ours: that would keep us and the mapping in a cycle
+        self.forked = forked
+        self.append = _refuse_closed  # type: ignore[method-assign, assignment]
         self._try_lock = self._take = self._pwrite = self._write_rest = _refuse_closed
         self._wait_for_lock = _refuse_closed
-        self._cut_back = self._unlock = _do_nothing
+        self._cut_back = self._unlock = lambda *_: None
         self._lock.drop()
         self._counts = None
         if self._row is not None:
             self._row.words.release()
         self._active.segment.file.close()
-
-
-def _do_nothing(*_: Any) -> None:
-    pass
 
 
 def _refuse_closed(*_: Any) -> NoReturn:
@@ -348,3 +331,17 @@ def _refuse_closed(*_: Any) -> NoReturn:
 
 def _active(segment: Segment) -> Active:
     return Active(segment.header.first_lsn, segment.header.marker, segment.file.fd, segment)
+
+
+class SharingAppender(Appender):
+    """Of a writer that shares its row: others add to these words too, so some counts are lost, and none go back."""
+
+    def append(self, body: bytes, count: int, largest: int) -> int:
+        first_lsn, row = super().append(body, count, largest), self._row
+        assert row is not None
+        row.add(BATCHES)
+        row.add(BYTES, FRAME_BYTES + len(body))
+        if count > 1:
+            row.add(MORE_ENTRIES, count - 1)
+            row.add(bucket_word(BATCH, count))
+        return first_lsn

@@ -8,21 +8,28 @@ nothing is logged, while the buffer's lock is held.
 
 import logging
 import threading
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeVar
+from weakref import ref
 
 from walpool.errors import LogClosed, WALError
 from walpool.shared.slot_rows import BUFFERED, SlotRow
-from walpool.system.locks import itself, mutex
+from walpool.system.locks import itself, leave, mutex
 from walpool.system.threads import Helpers
 
 log = logging.getLogger("walpool")
 
+_Result = TypeVar("_Result")
+
 
 class Owner(Protocol):
-    """The writer of the entries."""
+    """The writer of the entries. The buffer has no reference to it: a cycle would keep an open log too long."""
 
-    def append(self, body: bytes, count: int, largest: int) -> int:
-        """`largest`: encoded bytes of the largest entry. The first LSN."""
+    def append_for(self, buffer: "Buffer", body: bytes, count: int, largest: int) -> int:
+        """`largest`: encoded bytes of the largest entry. The first LSN, or 0 in a child that was forked meanwhile: what
+        was in the buffer, or on its way into it, is the parent's to append.
+        """
 
     def last_body(self) -> bytes | None:
         """The last that was published, so that an interrupted caller can tell."""
@@ -32,12 +39,10 @@ class Buffer:
     def __init__(
         self,
         path: str,
-        owner: Owner,
         limit_bytes: int,
         linger_s: float,
     ) -> None:
         self._path = path
-        self._owner = owner
         self._limit_bytes = limit_bytes
         self._linger_s = linger_s
         self._lock = mutex()
@@ -49,51 +54,74 @@ class Buffer:
         self._wake: threading.Event | None = None  # of that thread
         self.row: SlotRow | None = None
 
-    def add(self, body: bytes) -> None:
+    def add(self, body: bytes, owner: Owner) -> None:
+        """Take an entry."""
         self._check_not_inside()
         start_thread = False
         try:
-            with self._lock:
-                self._check_open()
-                if self._bodies and self._bytes + len(body) > self._limit_bytes:
-                    self._flush()
-                self._bodies.append(body)
-                self._bytes += len(body)
-                self._tell()
-                start_thread = not self._lingering
-                self._lingering = True
+            start_thread = self._add(body, owner)  # a frame of its own: see ProcessLock.run
             if start_thread:
-                self._start_lingering()
+                self._start_lingering(owner)
         except BaseException:
+            leave(self._lock)
             self._withdraw(body)
-            if start_thread and self._bodies and not self._closed:  # those that others added meanwhile
-                self._start_lingering()
+            if self._bodies and not self._closed and (start_thread or not self._lingering):  # of others, meanwhile
+                self._start_lingering(owner)
             raise
 
-    def flush(self) -> None:
+    def flush(self, owner: Owner) -> None:
         """Append what is buffered."""
-        self._check_not_inside()
-        with self._lock:
-            self._flush()
+        self._alone(partial(self._flush, owner))
 
-    def append_after(self, body: bytes, count: int, largest: int) -> int:
-        """Append what is buffered, and then this frame: all of them in the order they came."""
-        self._check_not_inside()
-        with self._lock:
+    def append_after(self, body: bytes, count: int, largest: int, owner: Owner) -> int:
+        """Append what is buffered, and then this frame: all of them in the order they came.
+
+        The first LSN; 0 in a child that was forked in the middle of it: then it is still to be done.
+        """
+
+        def append() -> int:
             self._check_open()
-            self._flush()
-            return self._owner.append(body, count, largest)
+            self._flush(owner)
+            return owner.append_for(self, body, count, largest)
 
-    def close(self) -> None:
+        return self._alone(append)
+
+    def close(self, owner: Owner) -> None:
         """Append what is buffered and take nothing more. When it cannot be appended the buffer stays open."""
-        self._check_not_inside()
-        with self._lock:
-            self._flush()
+
+        def close() -> None:
+            self._flush(owner)
             self._closed = True
-            wake = self._wake
+
+        self._alone(close)
+        wake = self._wake
         if wake is not None:
             wake.set()
             self._helpers.join()
+
+    def _alone(self, body: Callable[[], _Result]) -> _Result:
+        self._check_not_inside()
+        try:
+            return self._locked(body)
+        except BaseException:
+            leave(self._lock)
+            raise
+
+    def _locked(self, body: Callable[[], _Result]) -> _Result:
+        with self._lock:
+            return body()
+
+    def _add(self, body: bytes, owner: Owner) -> bool:
+        """Whether nobody will append it in time so far."""
+        with self._lock:
+            self._check_open()
+            if self._bodies and self._bytes + len(body) > self._limit_bytes:
+                self._flush(owner)
+            self._bodies.append(body)
+            self._bytes += len(body)
+            self._tell()
+            alone, self._lingering = not self._lingering, True
+            return alone
 
     def _check_not_inside(self) -> None:
         if self._lock._is_owned():
@@ -103,14 +131,14 @@ class Buffer:
         if self._closed:
             raise LogClosed(f"{self._path}: the writer is closed")
 
-    def _flush(self) -> None:
+    def _flush(self, owner: Owner) -> None:
         if not self._bodies:
             return
         body = b"".join(self._bodies)
         try:
-            self._owner.append(body, len(self._bodies), max(map(len, self._bodies)))
+            owner.append_for(self, body, len(self._bodies), max(map(len, self._bodies)))
         except BaseException:
-            if self._owner.last_body() is body:  # an interrupt came between the publication and us
+            if owner.last_body() is body:  # an interrupt came between the publication and us
                 self._empty()
             raise
         self._empty()
@@ -120,8 +148,12 @@ class Buffer:
         self._tell()
 
     def _tell(self) -> None:
-        if self.row is not None:
-            self.row.words[BUFFERED] = self._bytes
+        row = self.row
+        if row is not None:
+            try:
+                row.words[BUFFERED] = self._bytes
+            except ValueError:
+                pass  # it is closed, or this is a forked child, and it was the parent's
 
     def _withdraw(self, body: bytes) -> None:
         """Its `add` raises: the caller may add it again, so it must not be appended from here as well."""
@@ -129,34 +161,37 @@ class Buffer:
             for at in range(len(self._bodies) - 1, -1, -1):
                 if self._bodies[at] is body:
                     del self._bodies[at]
-                    self._bytes -= len(body)
-                    self._tell()
+            self._bytes = sum(map(len, self._bodies))  # whatever the interrupt kept from being counted
+            self._tell()
 
     # The thread
 
-    def _start_lingering(self) -> None:
+    def _start_lingering(self, owner: Owner) -> None:
         self._lingering = True
         self._wake = wake = threading.Event()  # made now: gevent may have replaced it since the writer was made
-        thread = self._helpers.thread(self._linger, "walpool-linger", wake)
+        thread = self._helpers.thread(self._linger, "walpool-linger", wake, ref(owner))
         try:
             self._helpers.start(thread)  # at interpreter exit the writer's atexit hook appends what is left
         except BaseException as error:
             self._lingering = False
             if not isinstance(error, RuntimeError):
                 raise  # an interrupt; a thread that was started all the same finds that there is nothing to do
-            self.flush()  # no thread can be started: then nothing lingers
+            self.flush(owner)  # no thread can be started: then nothing lingers
 
-    def _linger(self, wake: threading.Event) -> None:
+    def _linger(self, wake: threading.Event, owned_by: "ref[Owner]") -> None:
         said = ""
         while True:
             wake.wait(self._linger_s)
+            owner = owned_by()
+            if owner is None:
+                return  # it was freed, and has closed the buffer
             try:
                 with self._lock:
                     if self._bodies:
-                        self._flush()
+                        self._flush(owner)
                     self._lingering = False
                     return
-            except (LogClosed, ReferenceError):
+            except LogClosed:
                 return
             except (WALError, OSError) as error:
                 if str(error) != said:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
-from weakref import proxy, ref
+from weakref import ref
 
 from walpool.errors import BatchTooLarge, LogBusy, LogClosed, LogFull, WALError
 from walpool.format.frame import FRAME_BYTES
@@ -51,7 +51,7 @@ class Handle:
 
     def _new_buffer(self) -> Buffer:
         limit_bytes = min(self.options.buffer_bytes, self.options.size_limit - HEADER_BYTES - FRAME_BYTES)
-        return Buffer(self.path, proxy(self), limit_bytes, self.options.linger_s)  # no cycle: it would keep the slot
+        return Buffer(self.path, limit_bytes, self.options.linger_s)
 
     def last_body(self) -> bytes | None:
         session = self.session
@@ -109,7 +109,12 @@ class Handle:
     def call(self, body: Callable[[Session], _Result]) -> _Result:
         """`body(session)`: nothing of the session is closed before it returns."""
         session = self.open()
-        return session.call(lambda: body(session))
+        try:
+            return session.call(lambda: body(session))
+        except Exception:
+            if not session.forked:
+                raise
+        return self.call(body)  # this is a child, forked in the middle of it: what was open was the parent's
 
     def append_or_buffer(self, body: bytes, largest: int) -> int:
         if self.buffer is None:
@@ -121,45 +126,80 @@ class Handle:
             check_fits(FRAME_BYTES + len(body), self.options.size_limit)
         except BatchTooLarge as error:
             raise self.failed(error) from None
-        self.buffer.add(body)
+        self.buffer.add(body, self)
         return 0
+
+    def append_for(self, buffer: Buffer, body: bytes, count: int, largest: int) -> int:
+        """See Owner."""
+        return self.append(body, count, largest) if buffer is self.buffer else 0
+
+    def append_after_buffer(self, body: bytes, count: int, largest: int) -> int:
+        """SyncMode.NONE: a batch whose LSNs are known at once."""
+        while True:
+            self.open()
+            assert self.buffer is not None
+            first_lsn = self.buffer.append_after(body, count, largest, self)
+            if first_lsn:
+                return first_lsn
 
     def append_durable(self, body: bytes, count: int, largest: int) -> int:
         """SyncMode.FULL: a close in another thread waits until it is on disk."""
+        session = self.open()
+        appended: list[int] = []
 
-        def append(session: Session) -> int:
-            first_lsn = self.append(body, count, largest)
-            try:
-                session.committer.settle(first_lsn + count - 1)
-            except LogBusy as error:
-                busy = LogBusy(
-                    f"{error}; LSN {first_lsn} to {first_lsn + count - 1} are in the log: do not append them again,"
-                    " call sync()",
-                    range(first_lsn, first_lsn + count),
-                )
-                raise self.failed(busy) from None
-            except WALError as error:
-                raise self.failed(error) from error.__cause__
-            return first_lsn
+        def append() -> None:
+            if session.log.sync_lock.is_ours():
+                raise self.failed(itself(self.path))  # before anything is appended that could not be made durable
+            appended.append(self.append(body, count, largest))
+            self._settle(session, range(appended[0], appended[0] + count))
 
-        return self.call(append)
+        try:
+            session.call(append)
+        except Exception:
+            if appended or not session.forked:
+                raise
+            return self.append_durable(body, count, largest)
+        return appended[0]
+
+    def _settle(self, session: Session, lsns: range) -> None:
+        try:
+            session.committer.settle(lsns.stop - 1)  # not through `call`: who closed it in between waits for us
+        except LogBusy as error:
+            busy = LogBusy(
+                f"{error}; LSN {lsns.start} to {lsns.stop - 1} are in the log: do not append them again, call sync()",
+                lsns,
+            )
+            raise self.failed(busy) from None
+        except WALError as error:
+            raise self.failed(error) from error.__cause__
+        except ValueError:
+            if not session.forked:
+                raise
+            self.call(lambda session: session.committer.settle(lsns.stop - 1))
 
     def append(self, body: bytes, count: int, largest: int) -> int:
+        appender = self.open().appender
+        if appender.is_ours():
+            raise self.failed(itself(self.path))
         try:
-            appender = self.open().appender
-            first_lsn = appender.append(body, count, largest)
+            append = appender.timed_append if appender.timed else appender.append
+            first_lsn = append(body, count, largest)
         except BaseException as error:
-            return self.not_appended(error, body, count, largest)
+            return self.not_appended(appender, error, body, count, largest)
         if appender.chores:
             self.do_chores()
         return first_lsn
 
-    def not_appended(self, error: BaseException, body: bytes, count: int, largest: int) -> int:
+    def not_appended(self, appender: Appender, error: BaseException, body: bytes, count: int, largest: int) -> int:
+        first_lsn = appender.after_exception(body)
+        if first_lsn is not None:
+            return first_lsn
         session = self.session
         if session is not None and session.closing:
             session.close_if_left()
-        if isinstance(error, Retired):
-            self.let_go(session)
+        if isinstance(error, Retired) or appender.forked:
+            if session is not None and session.appender is appender:
+                self.let_go(session)
             return self.append(body, count, largest)
         self.failed(error)
         if isinstance(error, OSError):
@@ -216,7 +256,7 @@ class Handle:
         if self.closed:
             return
         if self.buffer is not None:
-            self.buffer.close()
+            self.buffer.close(self)
         session = self.session
         if self.options.sync_interval_s is not None and session is not None:
             try:
@@ -234,6 +274,10 @@ class Handle:
             if self.session is session:
                 self.session = self.hot = None
             session.close()
+
+    def let_go_of_freed(self) -> None:
+        """The collector has closed the files of the session that it found with us: what is buffered needs another."""
+        self.session = self.hot = None
 
     def after_fork(self) -> None:
         """In a forked child: close the parent's descriptors (an unlock would free its lock) and start over."""

@@ -14,7 +14,7 @@ from walpool.options import WriterOptions
 from walpool.shared.slot_rows import SlotRow
 from walpool.system.calls import calls
 from walpool.upkeep.opening import OpenLog
-from walpool.write.appender import Appender
+from walpool.write.appender import Appender, SharingAppender
 from walpool.write.committer import Committer
 from walpool.write.coordinator import Coordinator
 
@@ -28,11 +28,13 @@ class Session:
         self.log = log
         self.row = row
         self._lock_timeout_s = options.lock_timeout
-        self.appender = Appender(log, options, row)
+        kind = SharingAppender if row is not None and row.shared else Appender
+        self.appender = kind(log, options, row)
         self.committer = Committer(log, row, options.lock_timeout)
         self.coordinator = Coordinator(log, options, self.committer)
         self._inside: dict[object, int] = {}  # calls by a token of their own: the thread they run in
         self.closing = False
+        self.forked = False  # this is a child, and all of it was its parent's
         self._open = [True]  # taken out by the one that closes
 
     def call(self, body: Callable[[], _Result]) -> _Result:
@@ -94,7 +96,7 @@ class Session:
 
     def drop(self) -> None:
         """In a forked child: close the parent's descriptors (an unlock would free its lock), and wait for nobody."""
-        self.closing = True
+        self.closing = self.forked = True
         self._open.clear()
         self.appender.drop(forked=True)
         self.log.close()

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from walpool.errors import EntryTooLarge
+from walpool.errors import EntryTooLarge, WALError
 from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, bad_timestamp, encode_entries, encode_one
 from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
@@ -17,7 +17,7 @@ from walpool.shared.metrics import WALMetrics
 from walpool.shared.poison import refuse_poisoned
 from walpool.system.calls import calls
 from walpool.system.files import typed_errors
-from walpool.system.locks import Maintenance, held_by_this_thread
+from walpool.system.locks import Maintenance, held_by_this_thread, itself
 from walpool.upkeep.checkpoint import state_checkpoint
 from walpool.upkeep.opening import lock_mode
 from walpool.upkeep.recovery import RecoveryReport
@@ -128,10 +128,13 @@ class WALWriter:
             raise self._handle.failed(error) from None
         appender = self._handle.hot
         if appender is not None:
+            if appender.is_ours():
+                raise self._handle.failed(itself(self._handle.path))
             try:
-                lsn = appender.append(body, 1, len(body))  # what `_append` does, one call less: 0.1 us of a put
+                append = appender.timed_append if appender.timed else appender.append
+                lsn = append(body, 1, len(body))  # what `_append` does, one call less: 0.1 us of a put
             except BaseException as error:
-                return self._handle.not_appended(error, body, 1, len(body))
+                return self._handle.not_appended(appender, error, body, 1, len(body))
             if appender.chores:
                 self._handle.do_chores()
             return lsn
@@ -159,8 +162,7 @@ class WALWriter:
             self._handle.open()
             return range(0)
         if self._handle.buffer is not None:
-            self._handle.open()
-            first_lsn = self._handle.buffer.append_after(body, count, largest)
+            first_lsn = self._handle.append_after_buffer(body, count, largest)
         elif self._handle.options.sync_mode is SyncMode.FULL:
             first_lsn = self._handle.append_durable(body, count, largest)
         else:
@@ -185,13 +187,13 @@ class WALWriter:
         """
         self._handle.open()
         if self._handle.buffer is not None:
-            self._handle.buffer.flush()
+            self._handle.buffer.flush(self._handle)
         return self._handle.call(lambda session: session.committer.settle(session.log.control.state().next_lsn - 1))
 
     def rotate(self) -> None:
         """Seal the active segment now and start the next; nothing to do when it is empty. Raises as `append` does."""
         if self._handle.buffer is not None:
-            self._handle.buffer.flush()
+            self._handle.buffer.flush(self._handle)
         with typed_errors(self._handle.path):
             rotated = self._handle.call(lambda session: session.appender.rotate())
         if rotated:
@@ -267,10 +269,15 @@ class WALWriter:
             # what a buffer held was appended by the exit hook, and the system frees the rest.
             return
         if held_by_this_thread():
+            handle.let_go_of_freed()
             keep(self)  # the collector came by in the middle of a call: nothing of the user's may run now
             return
         warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        self.close()
+        try:
+            self.close()
+        except (OSError, WALError):
+            handle.let_go_of_freed()
+            self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _unpickle, (self._handle.path, self._handle.options)

@@ -22,7 +22,7 @@ from walpool.cli.pool.sources import Source
 from walpool.cli.pool.worker import WorkerOptions
 from walpool.system import clock, signals
 from walpool.system.files import Directory
-from walpool.system.locks import try_lock
+from walpool.system.locks import try_lock_of_command
 
 INGEST_LOCK = "ingest.lock"
 SAY_AFTER_S = 1.0
@@ -159,7 +159,7 @@ def _loading_lock(options: LoadOptions, say: Callable[[str], None]) -> Iterator[
     try:
         start_s = clock.monotonic()
         said = False
-        while not try_lock(file.fd):
+        while not try_lock_of_command(file.fd):
             waited_s = clock.monotonic() - start_s
             if waited_s >= options.wait_s:
                 raise CommandError(
