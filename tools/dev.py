@@ -1,7 +1,9 @@
 """The commands of a checkout, each with all its set-up: `python3 tools/dev.py demo|test|lint|check|bench|prove [args]`.
 
     demo    walpool's main job on real input                       args go to `walpool demo`
-    test    every test                                             args go to pytest
+    test    every test, and those of interrupts, forks and kills   args go to pytest, and then this Python alone runs
+            under every other Python at hand
+    matrix  every test under every Python at hand                  args go to pytest
     lint    formatting, lint rules and types                       --fix mends what can be mended
     check   lint, then the tests that are not slow                 args go to pytest
     bench   walpool against LMDB, SQLite and plain files           args go to tools/bench.py
@@ -23,14 +25,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 OLDEST_PYTHON = (3, 11)
+NEWEST_PYTHON = (3, 14)
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-STAMP = VENV / "walpool-dev.json"  # what the last complete set-up made; written last
 PROJECT = ROOT / "pyproject.toml"
 
 
@@ -39,10 +42,40 @@ def demo(args: Sequence[str]) -> NoReturn:
     become([VENV / "bin" / "walpool", "demo", *args])
 
 
-def test(args: Sequence[str]) -> NoReturn:
-    set_up("dev", "monitor", "prometheus", "zstd")
-    os.chdir(ROOT)
-    become(pytest(*args))
+TEST_EXTRAS = ("dev", "monitor", "prometheus", "zstd")
+# Where interpreters differ: where they look for signals, when they collect, what a fork runs.
+VITAL = (
+    "tests/crash/test_any_bytecode.py",
+    "tests/crash/test_interrupts.py",
+    "tests/crash/test_kill_sweep.py",
+    "tests/processes/test_forked_anywhere.py",
+    "tests/processes/test_lock_holders.py",
+    "tests/processes/test_reentrance.py",
+    "tests/write/test_closing.py",
+    "tests/write/test_interrupted_helpers.py",
+)
+
+
+def test(args: Sequence[str]) -> int:
+    set_up(*TEST_EXTRAS)
+    if args:
+        os.chdir(ROOT)
+        become(pytest(*args))
+    code = run(pytest())
+    for home in other_homes():
+        say(f"interrupts, forks and kills under Python {home.version}")
+        set_up(*TEST_EXTRAS, home=home)
+        code = run(pytest(*VITAL, home=home)) or code
+    return code
+
+
+def matrix(args: Sequence[str]) -> int:
+    code = 0
+    for home in (HOME, *other_homes()):
+        say(f"Python {home.version}")
+        set_up(*TEST_EXTRAS, home=home)
+        code = run(pytest(*args, home=home)) or code
+    return code
 
 
 def lint(args: Sequence[str]) -> int:
@@ -81,6 +114,7 @@ def prove(args: Sequence[str]) -> NoReturn:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
+    "matrix": matrix,
     "lint": lint,
     "check": check,
     "bench": bench,
@@ -104,11 +138,53 @@ def main() -> int:
         return 130
 
 
-def pytest(*args: str) -> list[str | Path]:
+@dataclass(frozen=True)
+class Home:
+    """One Python, and the environment that is made with it."""
+
+    base: str  # the interpreter
+    version: str  # 3.12.1
+    venv: Path
+
+    @property
+    def python(self) -> Path:
+        return self.venv / "bin" / "python"
+
+    @property
+    def stamp(self) -> Path:
+        return self.venv / "walpool-dev.json"  # what the last complete set-up made; written last
+
+
+HOME = Home(sys.executable, ".".join(map(str, sys.version_info[:3])), VENV)
+
+
+def other_homes() -> list[Home]:
+    """One for each other minor version that is on the path or under pyenv's folder: the newest of it."""
+    found: dict[tuple[int, ...], Home] = {}
+    folders = [Path(folder) for folder in os.get_exec_path()]
+    folders += sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin"))
+    for minor in range(OLDEST_PYTHON[1], NEWEST_PYTHON[1] + 1):
+        for folder in folders:
+            python = folder / f"python3.{minor}"
+            if not os.access(python, os.X_OK) or (3, minor) == sys.version_info[:2]:
+                continue
+            asked = subprocess.run(
+                [python, "-c", "import sys, venv, ensurepip; print(*sys.version_info[:3], sep='.')"],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False,
+            )  # fmt: skip
+            version = asked.stdout.strip()
+            if asked.returncode == 0 and version.startswith(f"3.{minor}."):
+                number = tuple(map(int, version.split(".")))
+                if number > tuple(map(int, found.get((3, minor), Home("", "0.0.0", VENV)).version.split("."))):
+                    found[3, minor] = Home(str(python), version, ROOT / f".venv-3.{minor}")
+    return [found[key] for key in sorted(found)]
+
+
+def pytest(*args: str, home: Home = HOME) -> list[str | Path]:
     # Left alone, pytest-xdist asks psutil for physical cores, which are fewer than those we may run on.
     os.environ.setdefault("PYTEST_XDIST_AUTO_NUM_WORKERS", str(usable_cores()))
     # worksteal: long tests lie side by side, and who has none left takes them from the other. A skipped one says why.
-    return [PYTHON, "-m", "pytest", "-n", "auto", "--dist", "worksteal", "-rs", *args]
+    return [home.python, "-m", "pytest", "-n", "auto", "--dist", "worksteal", "-rs", *args]
 
 
 def usable_cores() -> int:
@@ -131,17 +207,17 @@ def become(command: Sequence[str | Path]) -> NoReturn:
 # --- set-up ---
 
 
-def set_up(*extras: str) -> None:
-    """Bring .venv to where walpool imports, with what `extras` of pyproject.toml name; nothing if it is there."""
+def set_up(*extras: str, home: Home = HOME) -> None:
+    """Bring an environment to where walpool imports, with what `extras` of pyproject.toml name, unless it is there."""
     import tomllib  # new in Python 3.11
 
     text = PROJECT.read_text()
-    here = {"python": sys.version, "base": sys.base_prefix, "venv": str(VENV)}
+    here = {"python": home.version, "base": home.base, "venv": str(home.venv)}
     project = hashlib.sha256(text.encode()).hexdigest()
     with one_at_a_time():
-        done = read_stamp()
+        done = read_stamp(home)
         if done.get("here") != here:  # another Python, or a checkout that was moved or copied with its .venv
-            make_venv()
+            make_venv(home)
             done = {}
         installed = done.get("extras", []) if done.get("project") == project else None
         missing = [extra for extra in extras if extra not in (installed or [])]
@@ -150,8 +226,8 @@ def set_up(*extras: str) -> None:
         # walpool itself is installed once only: another command may be importing it at this moment.
         wanted = [] if installed is not None else ["--editable", str(ROOT)]
         optional = tomllib.loads(text)["project"]["optional-dependencies"]
-        install(wanted + [requirement for extra in missing for requirement in optional[extra]])
-        write_stamp({"here": here, "project": project, "extras": sorted({*(installed or []), *extras})})
+        install(home, wanted + [requirement for extra in missing for requirement in optional[extra]])
+        write_stamp(home, {"here": here, "project": project, "extras": sorted({*(installed or []), *extras})})
 
 
 @contextmanager
@@ -161,32 +237,40 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
-def make_venv() -> None:
-    say(f"making {VENV} with Python {sys.version.split()[0]}")
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], stdout=sys.stderr, check=False)
+def make_venv(home: Home) -> None:
+    say(f"making {home.venv} with Python {home.version}")
+    made = subprocess.run([home.base, "-m", "venv", "--clear", home.venv], stdout=sys.stderr, check=False)
     if made.returncode != 0:
-        fail("could not make .venv: see above; on Debian and Ubuntu the package python3-venv is needed")
+        fail("could not make the environment: see above; on Debian and Ubuntu the package python3-venv is needed")
 
 
-def install(requirements: Sequence[str]) -> None:
+def install(home: Home, requirements: Sequence[str]) -> None:
     say("installing " + ", ".join(word for word in requirements if word != "--editable"))
-    pip: list[str | Path] = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+    pip: list[str | Path] = [
+        home.python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        *requirements,
+    ]
     if subprocess.run(pip, cwd=ROOT, stdout=sys.stderr, check=False).returncode != 0:
         fail("pip could not install the above: mend what it names (usually the network) and run this again")
 
 
-def read_stamp() -> dict[str, Any]:
+def read_stamp(home: Home) -> dict[str, Any]:
     try:
-        stamp = json.loads(STAMP.read_text())
+        stamp = json.loads(home.stamp.read_text())
     except (OSError, ValueError):
         return {}
-    return stamp if isinstance(stamp, dict) and PYTHON.exists() else {}
+    return stamp if isinstance(stamp, dict) and home.python.exists() else {}
 
 
-def write_stamp(stamp: dict[str, Any]) -> None:
-    whole = STAMP.with_suffix(".new")
+def write_stamp(home: Home, stamp: dict[str, Any]) -> None:
+    whole = home.stamp.with_suffix(".new")
     whole.write_text(json.dumps(stamp, indent=2))
-    whole.replace(STAMP)
+    whole.replace(home.stamp)
 
 
 def say(text: str) -> None:

@@ -14,6 +14,12 @@ import walpool
 SOURCE = str(Path(walpool.__file__).parent) + os.sep
 
 
+def warm_up(call: Callable[[], object]) -> None:
+    """Python 3.12 tells of bytecodes only in functions that were traced before."""
+    for _ in range(2):
+        Interruption(1 << 60, lambda: None, bytecodes=True).during(call)
+
+
 class Interruption:
     """Calls `handler` at the n-th event inside walpool, as a signal would: what it raises comes out there."""
 

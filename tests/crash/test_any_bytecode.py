@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.crash.interruptions import Interruption
+from tests.crash.interruptions import Interruption, warm_up
 from tests.support import Channel, Start, run_threads, until
 from walpool import LogBusy, SyncMode, WALReader, WALWriter
 from walpool.system.locks import try_lock
@@ -70,6 +70,7 @@ def interrupt_each_bytecode(channel: Channel, log: Path, options: dict[str, Any]
         writer.checkpoint(1)
         writer.prune()
         outside = Outside(log)
+        warm_up(lambda: CALLS[name](writer))
         while True:
             at = Interruption(n, interrupt, bytecodes=True)
             with suppress(Interrupt):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.interruptions import Interruption
+from tests.crash.interruptions import Interruption, warm_up
 from tests.support import Channel, Start, open_fds, read_log
 from walpool import Retention, SyncMode, WALMetrics, WALReader, WALWriter
 from walpool.shared.pins import all_pins
@@ -59,6 +59,7 @@ def fork_in_the_middle(channel: Channel, log: Path, mode: SyncMode, what: str, s
             "sync": lambda: (writer.put(b"key", b"value"), writer.sync()),
             "rotate": lambda: (writer.put(b"key", b"value"), writer.rotate()),
         }
+        warm_up(calls[what])
         n, before, held = 1, writer.sync(), 0
         while True:
             forks = Forks(log)
