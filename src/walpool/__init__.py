@@ -19,20 +19,33 @@ from walpool.errors import (
 from walpool.format.entry import Operation, WALEntry
 from walpool.format.header import WALHeader
 from walpool.options import RecoveryMode, Retention, SyncMode
-from walpool.read.reader import ReaderStats, WALReader
+from walpool.read.reader import ReadBatch, ReaderStats, WALReader
+from walpool.shared.control import ControlUnusable
+from walpool.shared.histogram import Histogram
 from walpool.shared.metrics import WALMetrics
+from walpool.shared.slot_rows import Failures
+from walpool.shared.snapshot import Delta, ReaderRow, Snapshot, WriterRow
 from walpool.upkeep.checkpoint import checkpoint
 from walpool.upkeep.copy import CopyReport, copy
 from walpool.upkeep.recovery import RecoveryReport
+from walpool.upkeep.retention import PruneReport
+from walpool.upkeep.survey import Place
+from walpool.write.at_exit import flush_at_signals
+from walpool.write.batch import Batch
 from walpool.write.writer import WALWriter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "BatchTooLarge",
+    "ControlUnusable",
     "CopyReport",
     "CorruptLog",
+    "Delta",
     "EntryTooLarge",
+    "Failures",
+    "Histogram",
     "IOFailed",
     "LSNUnavailable",
     "LogBusy",
@@ -41,10 +54,15 @@ __all__ = [
     "LogNotFound",
     "LogReplaced",
     "Operation",
+    "Place",
+    "PruneReport",
+    "ReadBatch",
+    "ReaderRow",
     "ReaderStats",
     "RecoveryMode",
     "RecoveryReport",
     "Retention",
+    "Snapshot",
     "SyncFailed",
     "SyncMode",
     "UnsafeLog",
@@ -55,6 +73,8 @@ __all__ = [
     "WALMetrics",
     "WALReader",
     "WALWriter",
+    "WriterRow",
     "checkpoint",
     "copy",
+    "flush_at_signals",
 ]

@@ -13,6 +13,7 @@ import walpool
 from tests.support import Channel, Start
 from walpool import (
     BatchTooLarge,
+    ControlUnusable,
     CorruptLog,
     EntryTooLarge,
     IOFailed,
@@ -42,6 +43,7 @@ EXAMPLES: list[WALError] = [
     UnsupportedVersion("2.0"),
     UnsafeLog("/a/b", "refused: a symbolic link"),
     LogReplaced("/a/b", "another directory is there"),
+    ControlUnusable("the control block is of another boot"),
     CorruptLog(Path("/a/b"), 64, 12, "the checksum does not match"),
 ]
 KINDS = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import warnings
 from pathlib import Path
@@ -12,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import Channel, Start, open_fds, read_log, run_threads, until
-from walpool import LogClosed, SyncMode, WALEntry, WALMetrics, WALWriter
+from walpool import LogClosed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter, flush_at_signals
+from walpool.write import at_exit
 
 
 def keys(log: Path) -> list[bytes]:
@@ -207,3 +211,62 @@ def fork_and_leave(channel: Channel, log: Path) -> None:
 def test_a_forked_child_that_closes_the_writer_does_not_close_its_parents(child: Start, log: Path) -> None:
     child(fork_and_leave, log).result()
     assert keys(log) == [b"a", b"b"]
+
+
+def buffer_until_sigterm(channel: Channel, log: Path) -> None:
+    flush_at_signals()
+    writer = WALWriter(log, SyncMode.NONE, linger_s=3600.0)
+    for number in range(10):
+        writer.put(b"%d" % number, b"")
+    channel.send("buffered")
+    try:
+        while True:
+            signal.pause()
+    except SystemExit as end:
+        assert end.code == 128 + signal.SIGTERM
+        at_exit._close_all()  # as the interpreter does at its end
+        os._exit(143)
+
+
+def test_a_signal_ends_a_process_in_order_if_that_was_asked_for(child: Start, log: Path) -> None:
+    ending = child(buffer_until_sigterm, log)
+    assert ending.receive() == "buffered"
+    os.kill(ending.pid, signal.SIGTERM)
+    assert ending.died() == 143
+    assert [entry.key for entry in WALReader(log)] == [b"%d" % number for number in range(10)]
+
+
+pooled: WALWriter
+
+
+def buffer_in_a_pool(log: str) -> None:
+    flush_at_signals()
+    global pooled
+    pooled = WALWriter(log, SyncMode.NONE, linger_s=3600.0)
+
+
+def put_in_a_pool(number: int) -> None:
+    pooled.put(b"%d" % number, b"")
+
+
+def test_a_pool_used_as_a_context_manager_loses_nothing_then(log: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2, buffer_in_a_pool, (str(log),)) as pool:
+        pool.map(put_in_a_pool, range(20), chunksize=1)
+    assert sorted(int(entry.key) for entry in WALReader(log)) == list(range(20))
+
+
+def close_many_at_exit(channel: Channel, folder: Path) -> None:
+    """One of them cannot be closed: the others are, whatever it raises, also under -W error."""
+    warnings.simplefilter("error")
+    writers = [WALWriter(folder / f"{n}", SyncMode.NONE, lock_timeout=0.01, linger_s=3600.0) for n in range(6)]
+    for writer in writers:
+        writer.put(b"k", b"")
+    with (folder / "3" / "append.lock").open("r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        at_exit._close_all()
+
+
+def test_at_exit_every_writer_is_closed_whatever_another_one_raises(child: Start, tmp_path: Path) -> None:
+    child(close_many_at_exit, tmp_path).died()
+    for number in range(6):
+        assert len(WALReader(tmp_path / f"{number}").read_all()) == (number != 3)

@@ -45,6 +45,8 @@ else:
 
 
 class Operation(IntEnum):
+    """What an entry does: a put has a value, a delete has none."""
+
     PUT = 1
     DELETE = 2
 

@@ -84,7 +84,10 @@ assert STATE.size == len(LogState._fields) * WORD <= COPIES[1] - COPIES[0]
 
 
 class ControlUnusable(WALError):
-    """The block is missing, foreign, damaged, of another boot, or retired: it has to be rebuilt from segments."""
+    """The control block is missing, foreign, damaged, of another boot, or replaced: only segments can be read.
+
+    A writer that opens the log rebuilds it; figures (WALMetrics) are there again then.
+    """
 
 
 class Control:
