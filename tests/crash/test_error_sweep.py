@@ -74,6 +74,7 @@ NOT_IN_THE_SCRIPT = {
     "link",
     "mkdir",
     "getpid",
+    "fchown",
     "ioctl",
     "rmdir",
 }  # the last two: tests/upkeep/test_copy

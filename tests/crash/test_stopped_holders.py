@@ -84,4 +84,4 @@ def stop_at_each_call(channel: Channel, log: Path, acks: Path, mode: SyncMode) -
 def test_a_writer_that_stands_still_at_any_call_harms_nobody(child: Start, memory: Path) -> None:
     for mode in (SyncMode.NORMAL, SyncMode.FULL):
         busy, free = child(stop_at_each_call, memory / f"{mode.value}.wal", memory / mode.value, mode).result()
-        assert busy > 10 and free > 10, (busy, free)
+        assert busy > 10 and free > 5, (busy, free)

@@ -281,7 +281,8 @@ class Maintenance(io.FileIO):
         self._path = file.path
         self._place = file.place
         self._timeout_s = timeout_s
-        super().__init__(calls.dup(file.fd), "r+b")
+        with typed_errors(file.path):
+            super().__init__(calls.dup(file.fd), "r+b")
         file.close()
         reopen_after_fork(self)
 

@@ -85,12 +85,15 @@ class Helpers:
     def join(self) -> None:
         """When they know that they should end. Not for our own, when the last reference to a writer goes in it."""
         give_up = calls.monotonic() + STARTING_S
-        for thread in self._interrupted:
-            while thread.ident is None and calls.monotonic() < give_up:
-                calls.sleep(LOOK_AGAIN_S)
         for thread in (*self._threads, *self._interrupted):
-            if thread is not threading.current_thread() and thread.ident is not None:
-                thread.join()
+            while thread is not threading.current_thread():
+                try:
+                    thread.join()
+                    break
+                except RuntimeError:  # it does not run yet
+                    if calls.monotonic() > give_up:
+                        break
+                    calls.sleep(LOOK_AGAIN_S)
 
 
 def start(thread: threading.Thread) -> None:

@@ -76,7 +76,6 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
     if not dry_run and gone:
         with typed_errors(directory.path):
             _note(directory, segments[gone])
-            directory.sync()  # the segments that stay: a power cut must not leave fewer of them than it removed
             for segment in sealed[:gone]:
                 directory.unlink(segment_name(segment.first_lsn))
                 directory.sync()  # before the next: a power cut must not bring back an older one than it removed
@@ -89,7 +88,10 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
 
 
 def _note(directory: Directory, first_lsn: int) -> None:
-    """Say how much retention removes, before it does: what else is missing then was removed by somebody else."""
+    """Say how much retention removes, before it does: what else is missing then was removed by somebody else.
+
+    It makes the names of the segments that stay durable, too: a power cut must not leave fewer of them than it removed.
+    """
     found = read_origin(directory)
     if found is None:
         found = new_origin()

@@ -137,15 +137,12 @@ class Buffer:
         body = b"".join(self._bodies)
         try:
             owner.append_for(self, body, len(self._bodies), max(map(len, self._bodies)))
+            self._bodies, self._bytes = [], 0
+            self._tell()
         except BaseException:
-            if owner.last_body() is body:  # an interrupt came between the publication and us
-                self._empty()
+            if owner.last_body() is body:  # an interrupt came between the publication and here
+                self._bodies, self._bytes = [], 0
             raise
-        self._empty()
-
-    def _empty(self) -> None:
-        self._bodies, self._bytes = [], 0
-        self._tell()
 
     def _tell(self) -> None:
         row = self.row
