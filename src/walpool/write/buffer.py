@@ -165,6 +165,8 @@ class Buffer:
 
     def _start_lingering(self, owner: Owner) -> None:
         self._lingering = True
+        if self._wake is not None:
+            self._wake.set()  # of a thread whose start was interrupted: nobody else would tell it to end
         self._wake = wake = threading.Event()  # made now: gevent may have replaced it since the writer was made
         thread = self._helpers.thread(self._linger, "walpool-linger", wake, ref(owner))
         try:
