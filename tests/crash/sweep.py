@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from tests.crash import scripts
 from tests.crash.proof import repeatable
 from tests.crash.scripts import ANSWER, BUFFERED, CHECKPOINT, END, KEPT, LIMIT, Prepare, Script, teller
-from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, stores, tapped
+from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, stores, tapped, told_of_stores
 from tests.support import DEADLINE_S, Ack, append_op, judge
 from walpool import Retention, WALReader, WALWriter
 
@@ -116,6 +116,7 @@ def prove(folder: Path, seed: int, count: int, progress: Progress = lambda _: No
 def sweep(folder: Path, scene: Scene, kind: str, chance: random.Random | None, share: int, progress: Progress) -> Tally:
     """A victim for every point; with `chance`, for `share` of them, drawn by it."""
     stores()
+    told_of_stores()
     gc.collect()
     gc.freeze()  # what is here now is shared with every victim: no collection of theirs looks at it
     place = folder / "sweep"

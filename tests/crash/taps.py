@@ -10,6 +10,7 @@ import dis
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import walpool
+from walpool import SyncMode, WALEntry, WALWriter
 from walpool.system.calls import calls
 
 Call = Callable[..., Any]
@@ -142,6 +144,26 @@ class DieAtStore:
             self.places.add((frame.f_code.co_filename, frame.f_lineno))
             if self.count == self.n and self.moment == "before":
                 kill_self()
+
+
+def told_of_stores() -> None:
+    """Python 3.12 tells of instructions only in functions that were traced before, here or in the parent."""
+    if sys.version_info[:2] != (3, 12):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for mode in (SyncMode.NORMAL, SyncMode.FULL) * 2:
+            tap = DieAtStore(0, "before")
+            tap.start()
+            try:
+                with WALWriter(os.path.join(folder, "log"), mode, 400) as writer:
+                    for _ in range(4):
+                        writer.put(b"key", bytes(100))
+                        writer.append_batch([WALEntry.put(b"key", b"value")] * 2)
+                    writer.checkpoint(writer.sync())
+                    writer.rotate()
+                    writer.prune()
+            finally:
+                tap.stop()
 
 
 LIVE = {"words", "_words", "halves", "counts"}  # what the source calls words that others see

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.crash import scripts, sweep
-from tests.crash.taps import DieAtStore, stores
+from tests.crash.taps import DieAtStore, stores, told_of_stores
 from tests.support import Channel, Child, Start
 
 
@@ -64,6 +64,7 @@ def test_deaths_at_points_of_all_scenes_drawn_by_chance_lose_nothing(child: Star
 
 def count_stores(channel: Channel, log: Path) -> set[str]:
     """Functions of which no victim of the append script can die at a store."""
+    told_of_stores()
     death = DieAtStore(0, "before")
     death.start()
     scripts.append_a_little(log, "v", lambda *_: None)

@@ -175,8 +175,8 @@ def close_at_a_signal(channel: Channel, log: Path) -> None:
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, handler)
-    channel.send("up")
     try:
+        channel.send("up")
         while True:
             writer.put(b"key", b"")
     except SystemExit as end:
