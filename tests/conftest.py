@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import Child, Start
+from walpool.system import threads
+from walpool.system.locks import held_by_this_thread
 
 
 def pytest_configure() -> None:
@@ -25,6 +29,38 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_the_users_runs_under_a_lock() -> Iterator[None]:
+    """walpool never logs, and never starts or joins a thread, while this thread is inside of one of its locks."""
+    wrong: list[str] = []
+
+    def look(what: str) -> None:
+        held = held_by_this_thread()
+        if held:
+            wrong.append(f"{what} while {held} are held")
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            look(f"logs {record.getMessage()!r}")
+
+    def start(helpers: threads.Helpers, thread: threading.Thread) -> None:
+        look(f"starts {thread.name}")
+        real_start(helpers, thread)
+
+    def join(helpers: threads.Helpers) -> None:
+        look("joins a thread")
+        real_join(helpers)
+
+    real_start, real_join = threads.Helpers.start, threads.Helpers.join
+    listener = Listener()
+    logging.getLogger("walpool").addHandler(listener)
+    threads.Helpers.start, threads.Helpers.join = start, join  # type: ignore[method-assign]
+    yield
+    threads.Helpers.start, threads.Helpers.join = real_start, real_join  # type: ignore[method-assign]
+    logging.getLogger("walpool").removeHandler(listener)
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.fixture
