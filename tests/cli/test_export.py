@@ -204,7 +204,7 @@ def test_the_page_in_a_browser(address: tuple[Running, int], tmp_path: Path) -> 
         capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     drawn = ended.stdout
-    assert "LSN 1, durable 0; 1 segments; 0 failed appends" in drawn, ended.stderr[-2000:]
+    assert "LSN 1, durable 0, checkpoint 0; 1 segments; 0 failed appends" in drawn, ended.stderr[-2000:]
     assert re.search(r'<td class="text">it</td><td class="text">normal</td>', drawn)
     plots = re.findall(r'<polyline points="([^"]*)"', drawn)
     assert len(plots) == 6

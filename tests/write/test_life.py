@@ -218,8 +218,8 @@ def buffer_until_sigterm(channel: Channel, log: Path) -> None:
     writer = WALWriter(log, SyncMode.NONE, linger_s=3600.0)
     for number in range(10):
         writer.put(b"%d" % number, b"")
-    channel.send("buffered")
     try:
+        channel.send("buffered")
         while True:
             signal.pause()
     except SystemExit as end:

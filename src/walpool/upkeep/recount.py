@@ -16,7 +16,7 @@ from walpool.errors import WALError
 from walpool.format.entry import ENTRY_BYTES
 from walpool.format.frame import FRAME_BYTES, Frame
 from walpool.format.header import HEADER_BYTES
-from walpool.format.names import segment_name
+from walpool.format.names import MAX_LSN, segment_name
 from walpool.read.scan import FrameWindow, SegmentScan
 from walpool.read.seek import seek
 from walpool.shared.catalog import open_segment
@@ -61,7 +61,12 @@ def recount(
         most = max(0, size - ENTRY_BYTES * entries) // FRAME_BYTES  # or there would be no room for the entries
         batches = max(min(_batches(directory, found, entries), most), min(batches, entries, size // FRAME_BYTES))
     mean = -(-(size - FRAME_BYTES * batches) // entries) if entries else 0
-    return totals._replace(next_lsn=next_lsn, batches=batches, bytes=size, max_entry_bytes=max(largest, mean))
+    return totals._replace(
+        next_lsn=next_lsn,
+        batches=batches,
+        bytes=min(size, MAX_LSN),  # an estimate for a forged log: it must fit
+        max_entry_bytes=min(max(largest, mean), MAX_LSN),
+    )
 
 
 def _believable(totals: Totals) -> Count:

@@ -234,6 +234,8 @@ class Handle:
         except LogClosed:
             pass
         except BaseException as error:
+            if session.forked:
+                return  # a child, forked in the middle of it: these are its parent's
             appender.wanted = appender.chores = True  # an interrupt, too, must not end what sync_interval_s promises
             if not isinstance(error, (OSError, RuntimeError, WALError)):  # RuntimeError: no thread can be started
                 raise
