@@ -62,6 +62,23 @@ def mutexes_of_this_thread() -> Iterator[object]:
     return (each for each in list(_mutexes) if each._is_owned())
 
 
+class Waker:
+    """Ends the wait of one helper thread. A lock of C's: an interrupt inside of Event.set leaves that held for ever."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # made when the thread is: gevent may have replaced it since the writer was made
+        self._lock.acquire()
+
+    def wait(self, seconds: float) -> None:
+        self._lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+    def set(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # it was set before
+
+
 class Helpers:
     """The helper threads of one object. `join` waits for the end of each, whatever interrupted its start."""
 

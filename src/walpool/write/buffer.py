@@ -7,7 +7,6 @@ nothing is logged, while the buffer's lock is held.
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
@@ -16,7 +15,7 @@ from weakref import ref
 from walpool.errors import LogClosed, WALError
 from walpool.shared.slot_rows import BUFFERED, SlotRow
 from walpool.system.locks import itself, leave, mutex
-from walpool.system.threads import Helpers
+from walpool.system.threads import Helpers, Waker
 
 log = logging.getLogger("walpool")
 
@@ -33,6 +32,9 @@ class Owner(Protocol):
 
     def last_body(self) -> bytes | None:
         """The last that was published, so that an interrupted caller can tell."""
+
+    def do_chores_left(self) -> None:
+        """What appends have left to do; they may start threads."""
 
 
 class Buffer:
@@ -51,7 +53,7 @@ class Buffer:
         self._closed = False
         self._lingering = False  # a thread will append what is here, or is about to be started for that
         self._helpers = Helpers()
-        self._wake: threading.Event | None = None  # of that thread
+        self._wakers: list[Waker] = []  # of the threads
         self.row: SlotRow | None = None
 
     def add(self, body: bytes, owner: Owner) -> None:
@@ -62,6 +64,7 @@ class Buffer:
             start_thread = self._add(body, owner)  # a frame of its own: see ProcessLock.run
             if start_thread:
                 self._start_lingering(owner)
+            owner.do_chores_left()
         except BaseException:
             leave(self._lock)
             self._withdraw(body)
@@ -72,6 +75,7 @@ class Buffer:
     def flush(self, owner: Owner) -> None:
         """Append what is buffered."""
         self._alone(partial(self._flush, owner))
+        owner.do_chores_left()
 
     def append_after(self, body: bytes, count: int, largest: int, owner: Owner) -> int:
         """Append what is buffered, and then this frame: all of them in the order they came.
@@ -84,7 +88,9 @@ class Buffer:
             self._flush(owner)
             return owner.append_for(self, body, count, largest)
 
-        return self._alone(append)
+        first_lsn = self._alone(append)
+        owner.do_chores_left()
+        return first_lsn
 
     def close(self, owner: Owner) -> None:
         """Append what is buffered and take nothing more. When it cannot be appended the buffer stays open."""
@@ -94,10 +100,9 @@ class Buffer:
             self._closed = True
 
         self._alone(close)
-        wake = self._wake
-        if wake is not None:
-            wake.set()
-            self._helpers.join()
+        for waker in list(self._wakers):
+            waker.set()
+        self._helpers.join()
 
     def _alone(self, body: Callable[[], _Result]) -> _Result:
         self._check_not_inside()
@@ -165,10 +170,11 @@ class Buffer:
 
     def _start_lingering(self, owner: Owner) -> None:
         self._lingering = True
-        if self._wake is not None:
-            self._wake.set()  # of a thread whose start was interrupted: nobody else would tell it to end
-        self._wake = wake = threading.Event()  # made now: gevent may have replaced it since the writer was made
-        thread = self._helpers.thread(self._linger, "walpool-linger", wake, ref(owner))
+        for other in list(self._wakers):
+            other.set()  # of a thread whose start was interrupted: it finds that there is nothing to do
+        waker = Waker()
+        self._wakers.append(waker)
+        thread = self._helpers.thread(self._linger, "walpool-linger", waker, ref(owner))
         try:
             self._helpers.start(thread)  # at interpreter exit the writer's atexit hook appends what is left
         except BaseException as error:
@@ -177,10 +183,16 @@ class Buffer:
                 raise  # an interrupt; a thread that was started all the same finds that there is nothing to do
             self.flush(owner)  # no thread can be started: then nothing lingers
 
-    def _linger(self, wake: threading.Event, owned_by: "ref[Owner]") -> None:
+    def _linger(self, waker: Waker, owned_by: "ref[Owner]") -> None:
+        try:
+            self._append_when_due(waker, owned_by)
+        finally:
+            self._wakers.remove(waker)
+
+    def _append_when_due(self, waker: Waker, owned_by: "ref[Owner]") -> None:
         said = ""
         while True:
-            wake.wait(self._linger_s)
+            waker.wait(self._linger_s)
             owner = owned_by()
             if owner is None:
                 return  # it was freed, and has closed the buffer
@@ -189,7 +201,8 @@ class Buffer:
                     if self._bodies:
                         self._flush(owner)
                     self._lingering = False
-                    return
+                owner.do_chores_left()
+                return
             except LogClosed:
                 return
             except (WALError, OSError) as error:

@@ -33,7 +33,7 @@ from walpool.shared.slot_rows import DOING, IDLE, SYNC, SYNC_WAITS, SYNCING, SYN
 from walpool.shared.slots import leading
 from walpool.system.calls import calls
 from walpool.system.files import File
-from walpool.system.threads import Helpers
+from walpool.system.threads import Helpers, Waker
 from walpool.upkeep.opening import OpenLog
 
 log = logging.getLogger("walpool")
@@ -59,7 +59,7 @@ class Committer:
         self._again = False  # something was appended since the thread last synced
         self._helpers = Helpers()
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._wakers: list[Waker] = []  # of the threads
 
     def settle(self, lsn: int, *, background: bool = False) -> int:
         """Return when everything up to `lsn` is on disk: the durable LSN then.
@@ -243,7 +243,9 @@ class Committer:
             self.settle(lsn)
         self._again = True  # before the look at the thread, which looks here after it has ended its turn
         if self._thread is None and not self._closed:
-            thread = self._helpers.thread(self._sync_now_and_then, "walpool-interval", seconds, and_then)
+            waker = Waker()
+            self._wakers.append(waker)
+            thread = self._helpers.thread(self._sync_now_and_then, "walpool-interval", waker, seconds, and_then)
             self._thread = thread
             try:
                 self._helpers.start(thread)
@@ -251,9 +253,9 @@ class Committer:
                 self._thread = None
                 raise
 
-    def _sync_now_and_then(self, seconds: float, and_then: Callable[[], None]) -> None:
+    def _sync_now_and_then(self, waker: Waker, seconds: float, and_then: Callable[[], None]) -> None:
         while self._again:
-            self._wake.wait(seconds)
+            waker.wait(seconds)
             if self._closed:
                 return
             self._again = False
@@ -272,7 +274,8 @@ class Committer:
     def stop(self) -> None:
         """What waits in the background gives up."""
         self._closed = True
-        self._wake.set()
+        for waker in list(self._wakers):
+            waker.set()
 
     def close(self) -> None:
         """When nobody is in a call any more."""

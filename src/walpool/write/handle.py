@@ -131,7 +131,7 @@ class Handle:
 
     def append_for(self, buffer: Buffer, body: bytes, count: int, largest: int) -> int:
         """See Owner."""
-        return self.append(body, count, largest) if buffer is self.buffer else 0
+        return self._append(body, count, largest) if buffer is self.buffer else 0
 
     def append_after_buffer(self, body: bytes, count: int, largest: int) -> int:
         """SyncMode.NONE: a batch whose LSNs are known at once."""
@@ -178,17 +178,25 @@ class Handle:
             self.call(lambda session: session.committer.settle(lsns.stop - 1))
 
     def append(self, body: bytes, count: int, largest: int) -> int:
+        first_lsn = self._append(body, count, largest)
+        self.do_chores_left()
+        return first_lsn
+
+    def _append(self, body: bytes, count: int, largest: int) -> int:
         appender = self.open().appender
         if appender.is_ours():
             raise self.failed(itself(self.path))
+        append = appender.timed_append if appender.timed else appender.append
         try:
-            append = appender.timed_append if appender.timed else appender.append
-            first_lsn = append(body, count, largest)
+            return append(body, count, largest)
         except BaseException as error:
             return self.not_appended(appender, error, body, count, largest)
-        if appender.chores:
+
+    def do_chores_left(self) -> None:
+        """See Owner."""
+        session = self.session
+        if session is not None and session.appender.chores:
             self.do_chores()
-        return first_lsn
 
     def not_appended(self, appender: Appender, error: BaseException, body: bytes, count: int, largest: int) -> int:
         first_lsn = appender.after_exception(body)
@@ -200,7 +208,7 @@ class Handle:
         if isinstance(error, Retired) or appender.forked:
             if session is not None and session.appender is appender:
                 self.let_go(session)
-            return self.append(body, count, largest)
+            return self._append(body, count, largest)
         self.failed(error)
         if isinstance(error, OSError):
             typed = typed_error(error, self.path)
