@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.interruptions import Interruption, warm_up
-from tests.support import Channel, Start, open_fds, read_log
+from tests.support import Channel, Start, open_fds, read_log, until
 from walpool import Retention, SyncMode, WALMetrics, WALReader, WALWriter
 from walpool.shared.pins import all_pins
 from walpool.system.files import Directory
@@ -147,6 +147,8 @@ def share_a_reader(channel: Channel, log: Path) -> None:
         metrics = WALMetrics.attach(log)
         assert reader.read_entry() is not None
         (pinned,) = all_pins(Directory(log))
+        # What a coordinator opens this very moment has no variable yet, and could not be closed in the child.
+        until(lambda: "walpool-coordinator" not in {each.name for each in threading.enumerate()}, "it has ended")
         pid = os.fork()
         if pid == 0:
             try:
