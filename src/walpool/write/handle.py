@@ -163,7 +163,10 @@ class Handle:
 
     def _settle(self, session: Session, lsns: range) -> None:
         try:
-            session.committer.settle(lsns.stop - 1)  # not through `call`: who closed it in between waits for us
+            if self.session is session or self.closed:
+                session.committer.settle(lsns.stop - 1)  # not through `call`: who closed it in between waits for us
+            else:  # the append found the block replaced, and went into the log that was opened anew
+                self.call(lambda session: session.committer.settle(lsns.stop - 1))
         except LogBusy as error:
             busy = LogBusy(
                 f"{error}; LSN {lsns.start} to {lsns.stop - 1} are in the log: do not append them again, call sync()",
@@ -265,6 +268,9 @@ class Handle:
         """See WALWriter.close."""
         if self.closed:
             return
+        session = self.session
+        if session is not None:
+            session.log.append_lock.check_others()  # a thread that we waited for could be waiting for us
         if self.buffer is not None:
             self.buffer.close(self)
         session = self.session

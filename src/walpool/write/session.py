@@ -59,14 +59,15 @@ class Session:
         """No new calls from now on. Raises LogBusy when other threads' calls take longer than the lock timeout: then
         the last of them closes what is open.
         """
-        self.log.append_lock.check_others()  # a thread that we waited for could be waiting for us
         self.closing = True
         self.coordinator.stop()
         self.committer.stop()
         mine = threading.get_ident()
+        if mine in list(self._inside.values()):
+            return  # two that are inside and waited for each other would wait for ever: the last to leave closes
         give_up = None if self._lock_timeout_s is None else calls.monotonic() + self._lock_timeout_s
         pause = LOOK_AGAIN_S
-        while any(thread != mine for thread in list(self._inside.values())):
+        while self._inside:
             if give_up is not None and calls.monotonic() >= give_up:
                 raise LogBusy(
                     f"{self.log.directory.path}: another thread's call has not ended within {self._lock_timeout_s} s;"
