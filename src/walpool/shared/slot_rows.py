@@ -21,7 +21,6 @@ last row may lose counts to each other; it is marked.) Metrics are never worth a
 with a file that is not ours, a writer goes uncounted and says so in the log.
 """
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,15 +28,13 @@ from typing import NamedTuple
 
 from walpool.errors import BatchTooLarge, EntryTooLarge, LogBusy, LogClosed, LogFull, SyncFailed, UnsafeLog, WALError
 from walpool.format.names import METRICS
-from walpool.options import SyncMode, WriterOptions
+from walpool.options import SyncMode
 from walpool.shared.counters import Cells
 from walpool.shared.histogram import BUCKETS, SECONDS, TIME_SHIFT, Histogram, bucket_of
 from walpool.system import clock, processes
 from walpool.system.files import READ, Directory, File
 from walpool.system.forks import reopen_after_fork
 from walpool.system.shared_words import WORD, SharedWords
-
-log = logging.getLogger("walpool")
 
 MAGIC = int.from_bytes(b"WALPROWS", "big")
 LAYOUT = 1
@@ -175,17 +172,6 @@ _KINDS: dict[str, type[WALError] | tuple[type[WALError], ...]] = {
 def _put_text(words: memoryview, at: int, data: bytes) -> None:
     for place, word in enumerate(memoryview(data).cast("Q"), at):
         words[place] = word
-
-
-def claim_row(directory: Directory, slot: int, options: WriterOptions) -> SlotRow | None:
-    """The row of a writer that just took `slot`, if it wants one and there is one."""
-    if not options.metrics:
-        return None
-    try:
-        return claim(directory, slot, options.mode, options.sync_mode, options.name)
-    except (WALError, OSError) as error:
-        log.warning("%s: this writer will not show in the metrics: %s", directory.path, str(error))  # no frames kept
-        return None
 
 
 def claim(directory: Directory, slot: int, file_mode: int, mode: SyncMode, name: str | None) -> SlotRow:

@@ -20,11 +20,11 @@ from walpool.cli.pool.ledger import for_sources, read_whole
 from walpool.cli.pool.lines import Intake, LongLines, Run, parcel_bytes_for
 from walpool.cli.pool.sources import Source
 from walpool.cli.pool.worker import WorkerOptions
+from walpool.format.names import INGEST_LOCK
 from walpool.system import clock, signals
 from walpool.system.files import Directory
 from walpool.system.locks import try_lock_of_command
 
-INGEST_LOCK = "ingest.lock"
 SAY_AFTER_S = 1.0
 LOOK_AGAIN_S = 0.02
 
