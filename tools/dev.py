@@ -1,8 +1,8 @@
 """The commands of a checkout, each with all its set-up: `python3 tools/dev.py demo|test|lint|check|bench|prove [args]`.
 
     demo    walpool's main job on real input                       args go to `walpool demo`
-    test    every test, and those of interrupts, forks and kills   args go to pytest, and then this Python alone runs
-            under every other Python at hand
+    test    every test; then those of interrupts, forks and kills under each other Python at hand
+            args go to pytest, and then it runs under this Python alone
     matrix  every test under every Python at hand                  args go to pytest
     lint    formatting, lint rules and types                       --fix mends what can be mended
     check   lint, then the tests that are not slow                 args go to pytest

@@ -29,14 +29,23 @@ def place() -> Iterator[Path]:
 
 def as_user(uid: int, groups: list[int], do: Callable[[], object]) -> str:
     """What `do` returned or raised, as that user."""
+
+    def give_up_rights() -> object:
+        os.setgroups(groups)
+        os.setgid(uid)
+        os.setuid(uid)
+        os.umask(0o077)
+        return do()
+
+    return in_a_child(give_up_rights)
+
+
+def in_a_child(do: Callable[[], object]) -> str:
+    """What `do` returned or raised."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            os.setgroups(groups)
-            os.setgid(uid)
-            os.setuid(uid)
-            os.umask(0o077)
             said = str(do())
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
@@ -117,25 +126,8 @@ def test_a_server_that_gives_up_its_rights_appends_on_and_is_told_when_it_cannot
                 return f"{count} {error}"
         return "never refused"
 
-    pid_said = _as_root(serve)
+    pid_said = in_a_child(serve)
     count, _, said = pid_said.partition(" ")
     assert int(count) > 20, pid_said
     assert "Permission denied" in said
     assert len(WALReader(log).read_all()) == int(count) + 1
-
-
-def _as_root(do: Callable[[], object]) -> str:
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            said = str(do())
-        except BaseException as error:
-            said = f"-1 {type(error).__name__}: {error}"
-        os.write(theirs, said.encode())
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as file:
-        said = file.read()
-    os.waitpid(pid, 0)
-    return said
