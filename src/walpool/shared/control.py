@@ -49,7 +49,7 @@ MAGIC = int.from_bytes(b"WALPCTRL", "big")
 LAYOUT = 1
 _MAGIC, _LAYOUT, _SIZE, _BOOT, _GENERATION = 0, 1, 2, 3, 5
 STOP = 6
-_CRC, _DEVICE, _LOCK_INODES = 7, 8, 10
+_CRC, _DEVICE, _INODE, _LOCK_INODES = 7, 8, 9, 10
 LOCKS = (APPEND_LOCK, SYNC_LOCK, SLOTS_LOCK)
 COMMIT, INTENT = 16, 17
 INTENT_SLOT_BITS = 48
@@ -81,6 +81,10 @@ class LogState(NamedTuple):
 
 STATE = struct.Struct("=11Q")
 assert STATE.size == len(LogState._fields) * WORD <= COPIES[1] - COPIES[0]
+
+
+# The one reason after which nobody knows in which order the segments were written and synced.
+COPIED = "the control block is a copy of another log's"
 
 
 class ControlUnusable(WALError):
@@ -126,10 +130,12 @@ class Control:
             return "the control block is of another kind or version"
         if words[_CRC] != _identity_crc(self.bytes):
             return "the control block's identity is damaged"
+        if words[_INODE] != self.file.stat.st_ino:
+            return COPIED
         if (words[_BOOT], words[_BOOT + 1]) != processes.boot_id():
             return "the control block is of another boot"
-        if (words[_DEVICE], words[_DEVICE + 1]) != (self.file.stat.st_dev, self.file.stat.st_ino):
-            return "the control block is a copy of another log's"
+        if words[_DEVICE] != self.file.stat.st_dev:  # which another boot may number otherwise
+            return COPIED
         if self.halves[STOPPED] == RETIRED:
             return "the control block was replaced"
         if self.halves[STOPPED] not in (0, POISONED):
@@ -232,7 +238,7 @@ def create_control(directory: Directory, state: LogState, durable_lsn: int, tota
         words = memoryview(image).cast("Q")
         words[_MAGIC], words[_LAYOUT], words[_SIZE], words[_GENERATION] = MAGIC, LAYOUT, CONTROL_BYTES, generation
         words[_BOOT], words[_BOOT + 1] = processes.boot_id()
-        words[_DEVICE], words[_DEVICE + 1] = file.stat.st_dev, file.stat.st_ino
+        words[_DEVICE], words[_INODE] = file.stat.st_dev, file.stat.st_ino
         for at, lock in enumerate(LOCKS, _LOCK_INODES):
             words[at] = (directory.identity(lock) or (0, 0))[1]
         words[_CRC] = _identity_crc(memoryview(image))

@@ -28,6 +28,7 @@ from walpool.shared import slots
 from walpool.shared.catalog import Segment, holds_frames, list_segments, open_segment
 from walpool.shared.control import (
     COMMIT,
+    COPIED,
     EXPECTED,
     INTENT_SLOT_BITS,
     LOCKS,
@@ -134,7 +135,7 @@ def _open_log(path: str, options: WriterOptions) -> OpenLog:
         opened = _attach(directory, options)  # another process may have done it while we waited
         if isinstance(opened, OpenLog):
             return opened
-        report = rebuild(directory, options, opened)
+        report = rebuild(directory, options, opened, whole=opened == COPIED)  # cp knows no order of syncs
         opened = _attach(directory, options)
     if isinstance(opened, str):
         raise UnsafeLog(directory.path, f"the log was recovered and still cannot be used: {opened}")
