@@ -106,6 +106,51 @@ def test_a_reader_says_so_when_it_has_nothing_more_to_give(log: Path, change: Ch
             reader.read_entry()
 
 
+@pytest.mark.parametrize("durable_only", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_follower_that_was_given_nothing_knows_its_log_by_its_id(
+    log: Path, change: Change, durable_only: bool
+) -> None:
+    if not (log / "origin").exists():
+        shutil.copy(log.with_name("log") / "origin", log)
+    with WALReader(log, start="end") as reader:
+        assert list(reader.follow(timeout=0, durable_only=durable_only)) == []
+        change(log)
+        for _ in range(2):
+            with pytest.raises(LogReplaced):
+                list(reader.follow(timeout=0, durable_only=durable_only))
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_what_is_read_on_in_the_next_segment_is_of_the_same_log(tmp_path: Path, is_copy: bool) -> None:
+    log = tmp_path / "log"
+    make(log, 60)
+    if is_copy:
+        origin = log / "origin"
+        log = copy_of(log, tmp_path / "copy")
+        shutil.copy(origin, log)
+    second = int(segment_files(log)[1].stem)
+    with WALReader(log) as reader:
+        found = [reader.read_entry()]
+        emptied(log)
+        make(log, 60)  # its second segment begins where that of the old one began
+        with pytest.raises(LogReplaced):
+            while True:
+                found.append(reader.read_entry())
+    assert found == entries(1, second)
+
+
+def test_a_log_that_does_not_say_its_id_is_known_by_what_was_read(log: Path) -> None:
+    (log / "origin").unlink(missing_ok=True)
+    with WALReader(log) as reader:
+        assert reader.read_all() == entries(1, COUNT + 1)
+        assert list(reader.follow(timeout=0)) == []
+        emptied(log)
+        make(log, COUNT, value_bytes=7)
+        with pytest.raises(LogReplaced):
+            list(reader.follow(timeout=0))
+
+
 def test_a_follower_that_waits_notices_within_100_ms(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its clock is the sleeping it does."""
     now = 1000.0

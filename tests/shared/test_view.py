@@ -34,10 +34,10 @@ def emptied(log: Path) -> None:
         file.unlink()
 
 
-def in_its_place(harm: Callable[[Path], None]) -> Callable[[Path], None]:
+def in_its_place(harm: Callable[[Path], None], count: int = 3) -> Callable[[Path], None]:
     def replace(log: Path) -> None:
         harm(log)
-        make(log, 3)
+        make(log, count)
 
     return replace
 
@@ -59,6 +59,7 @@ GONE = {
     "removed, and another": in_its_place(removed),
     "moved, and another": in_its_place(moved),
     "emptied, and another": in_its_place(emptied),
+    "emptied, and another with more rotations": in_its_place(emptied, 150),
     "a file": a_file,
     "a link": a_link,
 }

@@ -167,6 +167,11 @@ class Cursor:
             return True  # removed between the look and the open: look again
         except CorruptLog as error:
             return self._bad_header(error, segments, at)
+        try:
+            source.check_id()
+        except LogReplaced:
+            segment.file.close()
+            raise
         self.segment = segment
         self.segments += 1
         self.counters.add(files_opened=1)
@@ -229,15 +234,16 @@ class Cursor:
         self.source.look_for_control()
         if self.source.renewed:
             self.source.renewed = False
-            self._recognise()  # a recovery made it, or it is another log's
+            self._recognise()  # a recovery made the block, or it is another log's
 
     def _recognise(self) -> None:
-        if self.last is not None:
-            try:
+        try:
+            self.source.check_id()
+            if self.last is not None:
                 recognise(self.source, self.last)
-            except LogReplaced:
-                self._leave()
-                raise
+        except LogReplaced:
+            self._leave()
+            raise
 
     # Damage
 

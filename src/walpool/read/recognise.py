@@ -1,5 +1,6 @@
 """Recognising a log: whether it is the one that was read before, told by the batch that was read last.
 
+For what the log's id does not tell: older logs have none, and what stands in a log's place may be an older copy of it.
 A recovery makes the control block anew, and may write segments anew; it keeps every batch with its LSN and its time. A
 log that was made anew in the same place has another batch there, or ends before it.
 """

@@ -11,6 +11,7 @@ from walpool.format.header import HEADER_BYTES, MAGIC, WALHeader
 from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name, segment_name
 from walpool.shared.catalog import Segment, list_segments, open_segment
 from walpool.shared.control import RETIRED, STOPPED, Control, ControlUnusable, LogState
+from walpool.shared.origin import is_another, log_id
 from walpool.system import clock
 from walpool.system.files import Directory
 from walpool.system.locks import try_lock, unlock
@@ -39,6 +40,7 @@ class Source:
         self.directory = Directory(place)
         self.control: Control | None = None
         self.renewed = False  # another control block is in force than before
+        self._id: bytes | None = None  # the log's, once it is known
         self._gone = ""  # why this is not the log any more that was read
         if self._name:
             self.only = self._identify(self._name)
@@ -47,6 +49,7 @@ class Source:
         self.renewed = False
         if not self.segments():
             raise LogNotFound(self.directory.path, "the directory holds no log")
+        self._id = log_id(self.directory)
 
     def _identify(self, name: str) -> int:
         """The first LSN of a segment file: its header knows, whatever the file is called."""
@@ -97,6 +100,12 @@ class Source:
         self.check_known()
         if leads_to(self.directory.path, self.directory.stat) is False:
             raise self.replaced("the directory was moved or removed, or another one is in its place")
+        self.check_id()
+
+    def check_id(self) -> None:
+        """Raises LogReplaced when the directory, which is still ours, holds another log."""
+        if is_another(self.directory, self._id):
+            raise self.replaced("the log was removed, and another one made in its place")
 
     def check_known(self) -> None:
         """Raises LogReplaced again, once that was found."""

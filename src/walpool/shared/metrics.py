@@ -18,6 +18,7 @@ from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import COMMIT, LOCKS, SYNC_NS, SYNCS, Control, LogState
 from walpool.shared.counters import ProcessCounters, counters_of
 from walpool.shared.histogram import BUCKETS, Histogram
+from walpool.shared.origin import is_another, log_id
 from walpool.shared.pins import all_pins
 from walpool.shared.slot_rows import (
     APPEND,
@@ -61,6 +62,7 @@ class WALMetrics:
         self._view: _View | None = view  # None: closed, or of the process that forked us
         # By what an attached log is known once its block, or this process, is another.
         self._mark: _Mark | None = _mark(view) if owned else None
+        self._id = log_id(directory) if owned else None
         self._path = directory.path
         self._counters = counters
         self._owned = owned
@@ -192,7 +194,7 @@ class WALMetrics:
             view = _View(there, _attach(there))
         except LogNotFound:
             raise self._replaced("removed") from None
-        if not _is_same_log(mark, view):
+        if is_another(there, self._id) or not _is_same_log(mark, view):
             raise self._replaced("removed, and another one made in its place")
         self._view = view
         if self._closed:  # meanwhile

@@ -60,6 +60,21 @@ def read_origin(directory: Directory) -> Origin | None:
     return Origin(log_id, first_lsn)
 
 
+def log_id(directory: Directory) -> bytes | None:
+    """The id of the log that is in the directory now, or None when nothing says it."""
+    found = read_origin(directory)
+    return found.id if found is not None else None
+
+
+def is_another(directory: Directory, known: bytes | None) -> bool:
+    """Whether the log in the directory is certainly not the one whose id is `known`.
+
+    A new log says its id before it has a segment: ask after a segment was opened, and that was not another one's.
+    """
+    found = log_id(directory) if known is not None else None
+    return found is not None and found != known
+
+
 def write_origin(directory: Directory, origin: Origin, mode: int, *, durable: bool) -> None:
     """Durable when this returns, if asked for: a log whose note is lost says nothing, and that is no finding."""
     stated = ORIGIN_FILE.pack(_MAGIC, *origin, 0, 0)[:_CRC_AT]
