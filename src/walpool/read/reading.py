@@ -1,0 +1,161 @@
+"""A reading: what a reader is between its calls: a place in a log, the batch in hand, and what was handed out.
+
+Holds: what is in hand was found intact, and is handed out before anything behind it is read. A forked child opens the
+log for itself on its next use, at the first entry that was not in hand.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from operator import length_hint
+from typing import Generic, cast
+
+from walpool.errors import LogClosed
+from walpool.format.entry import B, BodyError, WALEntry, decode_body
+from walpool.format.frame import Frame
+from walpool.options import RecoveryMode
+from walpool.read.cursor import Cursor, Start
+from walpool.read.scan import FrameWindow, refuse_unknown
+from walpool.read.source import Source
+from walpool.system.forks import reopen_after_fork
+
+
+class Reading(Generic[B]):
+    def __init__(
+        self, path: str, start: Start, end: int | None, mode: RecoveryMode, capacity: int, zero_copy: bool, pin: bool
+    ) -> None:
+        self.closed = True
+        self.path = path
+        self.end = end
+        self.mode = mode
+        self.zero_copy = zero_copy
+        self.pinned = pin
+        self.window = FrameWindow(capacity)
+        self._forked = False
+        self._open(start)
+        reopen_after_fork(self)
+        self._from_the_first = start is None
+        self.frame: Frame  # the last one decoded
+        self.pending: Iterator[WALEntry[B]] = iter(())  # what is left of the batch in hand
+        self._idle = False  # the last look gave nothing
+        self.entries = self.batches = self.bytes = 0
+
+    def _open(self, start: Start) -> None:
+        source = Source(self.path)
+        try:
+            self.cursor = Cursor(source, self.window, self.mode, start, pin=self.pinned)
+        except BaseException:
+            source.close()
+            raise
+        self._counts = self.cursor.counters.cell_for(self)
+        self.closed = self._forked = False
+
+    def take(self) -> bool:
+        """Have the next batch in hand, if there is one."""
+        self.pending = iter(self.next_entries(None))
+        return length_hint(self.pending) > 0
+
+    def next_entries(self, last_lsn: int | None) -> list[WALEntry[B]]:
+        """The entries of the next batch, unless it ends past `last_lsn`; empty where reading ends for now."""
+        if self.closed:
+            self.check_open()
+        cursor = self.cursor
+        if self.end is not None and cursor.unread_lsn >= self.end:
+            return []
+        while True:
+            if last_lsn is not None and cursor.unread_lsn > last_lsn:
+                return []
+            frame = cursor.next()
+            if frame is None:
+                if self._idle:
+                    cursor.check_log()
+                self._idle = True
+                return []
+            first_lsn, count = frame.first_lsn, frame.count
+            start = cursor.start
+            if first_lsn + count <= start:
+                continue
+            if last_lsn is not None and first_lsn + count - 1 > last_lsn:
+                cursor.put_back(frame)  # no sync ends inside a batch: whoever says so is damaged
+                return []
+            self.frame = frame
+            if frame.flags:
+                assert cursor.segment is not None
+                refuse_unknown(frame, cursor.segment.file.path)
+            try:
+                entries = decode_body(self.window.data, frame.body, frame.end, count, first_lsn, views=self.zero_copy)
+            except BodyError as error:
+                cursor.pass_body(frame, error.reason)
+                continue
+            if self.end is not None and first_lsn + count > self.end:
+                del entries[self.end - first_lsn :]
+            if first_lsn < start:
+                del entries[: start - first_lsn]
+            self._idle = False
+            self.entries += len(entries)
+            self.batches += 1
+            self.bytes += frame.end - frame.offset
+            return cast("list[WALEntry[B]]", entries)
+
+    _counted = (0, 0)
+
+    def count(self, left: int = 0) -> None:
+        """Count what is handed out now: all that was read, but for the `left` last entries."""
+        handed, (entries, size) = self.entries - left, self._counted
+        if handed > entries:
+            counts = self._counts
+            counts["reads_total"] += handed - entries
+            counts["bytes_read"] += self.bytes - size
+            self._counted = handed, self.bytes
+
+    # For `follow`
+
+    def has_news(self, durable_only: bool) -> bool:
+        """Whether reading on could give something."""
+        self.check_open()
+        return self.cursor.has_news(durable_only)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether `end` was reached."""
+        return self.end is not None and self.cursor.unread_lsn >= self.end
+
+    def advance(self, durable_only: bool) -> bool:
+        """Take the next batch in hand, if there is one."""
+        self._idle = False  # a follower asks for `check_log` in its own time
+        entries = self.next_entries(self.cursor.durable_lsn() if durable_only else None)
+        self.pending = iter(entries)
+        self.count()
+        return bool(entries)
+
+    def check_log(self) -> None:
+        """Raises LogReplaced when the log at the path is not the one that was read so far."""
+        self.check_open()
+        self.cursor.check_log()
+
+    # Its life
+
+    @property
+    def next_lsn(self) -> int:
+        return max(self.cursor.lsn - length_hint(self.pending), self.cursor.start)
+
+    def place(self) -> int | None:
+        """Where another reader goes on: None for one that began with the first entry and has read nothing."""
+        return None if self._from_the_first and self.cursor.last is None else self.next_lsn
+
+    def check_open(self) -> None:
+        if self._forked:
+            self._open(self.cursor.unread_lsn)
+        if self.closed:
+            raise LogClosed(f"{self.path}: the reader is closed")
+
+    def after_fork(self) -> None:
+        """In a forked child: what is open, and the pin, is the parent's; the next use opens the log for itself."""
+        if not self.closed:
+            self.closed = self._forked = True
+
+    def close(self) -> None:
+        self._forked = False
+        if not self.closed:
+            self.closed = True
+            deque(self.pending, 0)  # whoever holds the iterator gets LogClosed, not the rest of a batch
+            self.cursor.close()
