@@ -175,7 +175,7 @@ def test_a_fork_in_the_middle_of_a_snapshot_does_not_spoil_it(log: Path) -> None
     """As when a signal handler forks: the child's snapshot goes on, and what it looked through is closed."""
     make(log, 3)
     with WALMetrics.attach(log) as metrics:
-        calls = interrupted_at_each_call(lambda: metrics.snapshot().next_lsn == 4, metrics.after_fork)
+        calls = interrupted_at_each_call(lambda: metrics.snapshot().next_lsn == 4, metrics._after_fork)
         assert calls > 20
 
 

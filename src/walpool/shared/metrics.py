@@ -36,7 +36,7 @@ from walpool.shared.snapshot import ProcessNames, ReaderRow, Snapshot, writer_ro
 from walpool.system import clock
 from walpool.system.calls import calls
 from walpool.system.files import READ, Directory
-from walpool.system.locks import reopen_after_fork
+from walpool.system.forks import in_forked_children
 
 
 class _View(NamedTuple):
@@ -57,7 +57,16 @@ class _Mark(NamedTuple):
 class WALMetrics:
     """A read-only view of one log's figures; usable from threads, in signal handlers and after a fork."""
 
-    def __init__(self, directory: Directory, control: Control, counters: ProcessCounters, *, owned: bool) -> None:
+    def __init__(self) -> None:
+        raise TypeError("figures are those of a log: WALMetrics.attach(path), or the metrics of a writer")
+
+    @classmethod
+    def _of(cls, directory: Directory, control: Control, counters: ProcessCounters, *, owned: bool) -> "WALMetrics":
+        self = cls.__new__(cls)
+        self._prepare(directory, control, counters, owned)
+        return self
+
+    def _prepare(self, directory: Directory, control: Control, counters: ProcessCounters, owned: bool) -> None:
         view = _View(directory, control)
         self._view: _View | None = view  # None: closed, or of the process that forked us
         # By what an attached log is known once its block, or this process, is another.
@@ -69,7 +78,7 @@ class WALMetrics:
         self._names = ProcessNames()
         self._closed = False
         self._forks = 0
-        reopen_after_fork(self)
+        in_forked_children(self, WALMetrics._after_fork)
 
     @classmethod
     def attach(cls, path: str | os.PathLike[str]) -> "WALMetrics":
@@ -78,7 +87,7 @@ class WALMetrics:
         Raises LogNotFound when there is none, ControlUnusable for a copy or a log that nobody opened since the boot.
         """
         directory = Directory(path)
-        return cls(directory, _attach(directory), counters_of(directory.path), owned=True)
+        return cls._of(directory, _attach(directory), counters_of(directory.path), owned=True)
 
     def snapshot(self) -> Snapshot:
         """The figures now.
@@ -219,7 +228,7 @@ class WALMetrics:
     def _replaced(self, how: str) -> LogReplaced:
         return LogReplaced(self._path, f"the log whose figures these are was {how}; attach again")
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """In a forked child: let go of the parent's descriptors; the next snapshot opens its own."""
         view, self._view = self._view, None
         self._forks += 1

@@ -5,8 +5,11 @@ opening is closed too. Nothing is unlocked: an unlock in the child would free th
 """
 
 import os
-from typing import Protocol
-from weakref import WeakSet
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+_Handle = TypeVar("_Handle")
 
 
 class Forkable(Protocol):
@@ -14,18 +17,23 @@ class Forkable(Protocol):
         """Runs in a forked child: close inherited descriptors without unlocking, and mark yourself stale."""
 
 
-_forkables: "WeakSet[Forkable]" = WeakSet()
+_hooks: "WeakKeyDictionary[Any, Callable[[Any], None]]" = WeakKeyDictionary()
 
 
 def reopen_after_fork(handle: Forkable) -> None:
     """Ask for `handle.after_fork()` in every child that a fork makes."""
-    _forkables.add(handle)
+    in_forked_children(handle, type(handle).after_fork)
+
+
+def in_forked_children(handle: _Handle, hook: Callable[[_Handle], None]) -> None:
+    """Ask for `hook(handle)` there: for a class that users see, whose hook is not for them."""
+    _hooks[handle] = hook
 
 
 def _in_child() -> None:
-    for handle in list(_forkables):
+    for handle, hook in list(_hooks.items()):
         try:
-            handle.after_fork()
+            hook(handle)
         except OSError:
             continue  # one that cannot be let go of keeps none of the others
 

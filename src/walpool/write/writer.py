@@ -238,7 +238,7 @@ class WALWriter:
     def metrics(self) -> WALMetrics:
         """The log's figures; valid until this writer is closed."""
         log = self._handle.open().log
-        return WALMetrics(log.directory, log.control, self._handle.counters, owned=False)
+        return WALMetrics._of(log.directory, log.control, self._handle.counters, owned=False)
 
     @property
     def recovery_report(self) -> RecoveryReport | None:
