@@ -8,14 +8,17 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support import Channel, Start, open_fds, read_log, run_threads, until
 from walpool import LogClosed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter, flush_at_signals
+from walpool.shared.control import RETIRED, STOPPED
 from walpool.write import at_exit
 
 
@@ -73,6 +76,19 @@ def use_and_close(log: Path, mode: SyncMode) -> None:
             other.put(b"k", b"v" * 50)
         writer.sync()
         other.rotate()
+
+
+@pytest.mark.parametrize("use", [lambda writer: writer.put(b"k", b"v"), WALWriter.rotate], ids=["put", "rotate"])
+def test_a_call_that_finds_the_control_block_replaced_opens_the_log_again(
+    log: Path, use: Callable[[WALWriter], object]
+) -> None:
+    with WALWriter(log) as writer:
+        writer.put(b"k", b"v")
+        with open(log / "control", "r+b") as block:
+            block.seek(STOPPED * 4)
+            block.write(RETIRED.to_bytes(4, sys.byteorder))  # what a recovery leaves in the block it replaces
+        use(writer)
+        assert writer.put(b"last", b"v") == len(keys(log))
 
 
 def test_closing_frees_every_descriptor_and_the_slot(log: Path) -> None:

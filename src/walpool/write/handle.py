@@ -111,10 +111,13 @@ class Handle:
         session = self.open()
         try:
             return session.call(lambda: body(session))
+        except Retired:
+            if self.session is session:
+                self.let_go(session)
         except Exception:
             if not session.forked:
-                raise
-        return self.call(body)  # this is a child, forked in the middle of it: what was open was the parent's
+                raise  # else this is a child, forked in the middle of it: what was open was the parent's
+        return self.call(body)
 
     def append_or_buffer(self, body: bytes, largest: int) -> int:
         if self.buffer is None:
