@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 from walpool.errors import CorruptLog, EntryTooLarge
 
 ENTRY = struct.Struct("<I I Q")
-_LENGTHS = struct.Struct("<Q")  # both lengths at once
+LENGTHS = struct.Struct("<Q")  # both lengths at once
 _TIMESTAMP = struct.Struct("<Q")
 ENTRY_BYTES = 16
 assert ENTRY.size == ENTRY_BYTES
@@ -45,7 +45,12 @@ else:
 
 
 class Operation(IntEnum):
-    """What an entry does: a put has a value, a delete has none."""
+    """What an entry does.
+
+    Attributes:
+        PUT: gives its key a value.
+        DELETE: says that its key has none any more.
+    """
 
     PUT = 1
     DELETE = 2
@@ -57,9 +62,13 @@ _OPERATIONS = {1: Operation.PUT, 2: Operation.DELETE}
 
 
 class WALEntry(NamedTuple, Generic[B]):
-    """One put or delete. `lsn` is 0 until the entry is read from a log; `timestamp` is the caller's (default: ns).
+    """One put or delete: an immutable tuple. `WALEntry.put` and `WALEntry.delete` make one.
 
-    Keys and values are bytes; what a `zero_copy` reader gives is a `WALEntry[memoryview]`.
+    Attributes:
+        operation: Operation.PUT or Operation.DELETE.
+        key, value: bytes, at most 1 MiB and 10 MiB; memoryviews from a `zero_copy` reader (WALEntry[memoryview]).
+        timestamp: the caller's, from 0 to 2**64 - 1; what `put` and `delete` fill in is ns since the epoch.
+        lsn (default 0): its number in the log; 0 until it is read from one.
     """
 
     operation: Operation
@@ -70,27 +79,60 @@ class WALEntry(NamedTuple, Generic[B]):
 
     @classmethod
     def put(cls, key: Bytes, value: Bytes, timestamp: int | None = None) -> "WALEntry[bytes]":
+        """An entry that gives `key` a value. Sizes are judged when it is encoded or appended.
+
+        Args:
+            key, value: bytes-like; copied unless they are bytes.
+            timestamp (default None): from 0 to 2**64 - 1; None is ns since the epoch.
+
+        Raises:
+            TypeError, ValueError: for what is no bytes or no timestamp.
+        """
         return WALEntry(Operation.PUT, as_bytes("key", key), as_bytes("value", value), _timestamp(timestamp))
 
     @classmethod
     def delete(cls, key: Bytes, timestamp: int | None = None) -> "WALEntry[bytes]":
+        """An entry that deletes `key`; its value is empty.
+
+        Args:
+            key: as in `put`.
+            timestamp (default None): as in `put`.
+
+        Raises:
+            TypeError, ValueError: as `put`.
+        """
         return WALEntry(Operation.DELETE, as_bytes("key", key), b"", _timestamp(timestamp))
 
     def encode(self: "WALEntry[Any]") -> bytes:
-        """This entry alone, with its own checksum: a frame with marker 0x57414C45 and LSN 0."""
+        """This entry alone, with its own checksum: a frame with marker 0x57414C45 and LSN 0.
+
+        Raises:
+            TypeError, ValueError: for a field that cannot be.
+            EntryTooLarge: split it, or keep it elsewhere.
+        """
         from walpool.format.frame import encode_alone
 
         return encode_alone(encode_entries([self])[0])
 
     @classmethod
     def decode(cls, data: Bytes) -> "WALEntry[bytes]":
-        """The entry that `encode` gave. Raises CorruptLog for anything else."""
+        """The entry that `encode` gave.
+
+        Args:
+            data: bytes-like; all of what `encode` gave, and nothing else.
+
+        Raises:
+            TypeError: for what is no bytes.
+            CorruptLog: for anything else than one intact entry.
+            UnsupportedVersion: written by a newer walpool: upgrade.
+        """
         from walpool.format.frame import decode_alone
 
-        body = decode_alone(data)
-        (entry,) = decode_body(body, 0, len(body), 1, 0)
-        return entry
+        return decode_alone(data)
 
+
+for _field in WALEntry._fields:
+    getattr(WALEntry, _field).__doc__ = None  # "Alias for field number 0": the class says what it is
 
 _TIMESTAMPS = range(1 << 64)
 
@@ -217,7 +259,7 @@ def _put_of(key_bytes: int, value_bytes: int) -> Callable[..., bytes]:
 
 
 @lru_cache(maxsize=4096)
-def _shape(lengths: int) -> tuple[Callable[..., tuple[int, bytes, bytes]], int, Operation]:
+def shape_of(lengths: int) -> tuple[Callable[..., tuple[int, bytes, bytes]], int, Operation]:
     """How to read entries whose first 8 bytes are `lengths`: reader of (timestamp, key, value), size, operation."""
     bits, value_bytes = lengths & 0xFFFFFFFF, lengths >> 32
     key_bytes = bits & _KEY_MASK
@@ -249,7 +291,7 @@ def decode_body(
     entries: list[WALEntry] = []
     add = entries.append
     new = tuple.__new__
-    load = _LENGTHS.unpack_from
+    load = LENGTHS.unpack_from
     last_head = end - ENTRY_BYTES
     at = start
     shape = -1  # no entry's lengths
@@ -258,7 +300,7 @@ def decode_body(
             raise BodyError(f"the frame ends before its entry {lsn - first_lsn}")
         (lengths,) = load(data, at)
         if lengths != shape:
-            unpack, size, operation = _shape(lengths)
+            unpack, size, operation = shape_of(lengths)
             shape = lengths
         if size > end - at:
             raise BodyError(f"entry {lsn - first_lsn} of the frame reaches past its end")
@@ -279,9 +321,9 @@ def _decode_columns(data: Bytes, start: int, end: int, count: int, first_lsn: in
     """The entries, if all of them have the lengths of the first."""
     if end - start < ENTRY_BYTES:
         return None
-    (lengths,) = _LENGTHS.unpack_from(data, start)
+    (lengths,) = LENGTHS.unpack_from(data, start)
     try:
-        _, size, operation = _shape(lengths)
+        _, size, operation = shape_of(lengths)
     except BodyError:
         return None  # the way of one by one says which entry it is
     if size * count != end - start:
@@ -295,37 +337,6 @@ def _decode_columns(data: Bytes, start: int, end: int, count: int, first_lsn: in
     return list(
         map(tuple.__new__, repeat(WALEntry), zip(repeat(operation), keys, values, timestamps, lsns, strict=False))
     )
-
-
-def check_body(data: Bytes, start: int, end: int, count: int) -> None:
-    """Raises BodyError where `decode_body` would, without making entries: 0.03 us an entry of one shape, else 0.2."""
-    load = _LENGTHS.unpack_from
-    last_head = end - ENTRY_BYTES
-    if count >= COLUMNS_FROM and start <= last_head:
-        (lengths,) = load(data, start)
-        try:
-            _, size, _ = _shape(lengths)
-        except BodyError:
-            size = 0  # the way of one by one says which entry it is
-        if size * count == end - start:
-            heads = list(struct.iter_unpack(f"<Q {size - 8}x", memoryview(data)[start:end]))
-            if heads.count((lengths,)) == count:
-                return
-    at = start
-    shape = -1  # no entry's lengths
-    size = 0
-    for number in range(count):
-        if at > last_head:
-            raise BodyError(f"the frame ends before its entry {number}")
-        (lengths,) = load(data, at)
-        if lengths != shape:
-            _, size, _ = _shape(lengths)
-            shape = lengths
-        if size > end - at:
-            raise BodyError(f"entry {number} of the frame reaches past its end")
-        at += size
-    if at != end:
-        raise BodyError(f"{end - at} bytes are left over after the frame's last entry")
 
 
 class BodyError(CorruptLog):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from walpool.errors import CorruptLog, UnsupportedVersion
-from walpool.format.entry import ENTRY_BYTES, Bytes, as_bytes
+from walpool.format.entry import ENTRY_BYTES, BodyError, Bytes, WALEntry, as_bytes, decode_body
 from walpool.format.names import MAX_LSN
 
 FRAME_PREFIX = struct.Struct("<I I")
@@ -152,13 +152,16 @@ def encode_alone(body: bytes) -> bytes:
     return seal(ALONE_MARKER, crc32c(body, ALONE_MARKER), rest, body)
 
 
-def decode_alone(data: Bytes) -> bytes:
-    """The body of a stand-alone entry. Raises CorruptLog unless `data` is exactly one."""
+def decode_alone(data: Bytes) -> WALEntry:
+    """A stand-alone entry. Raises CorruptLog unless `data` is exactly one."""
     raw = as_bytes("an encoded entry", data)
     found = read_frame(raw, 0, ALONE_MARKER, 0)
     if isinstance(found, Frame) and found.flags:
         raise UnsupportedVersion(f"the entry was encoded with flags {found.flags:#x}, by a newer walpool: upgrade")
     if isinstance(found, Frame) and found.end == len(raw) and found.count == 1 and found.first_lsn == 0:
-        return raw[found.body :]
+        try:
+            return decode_body(raw, found.body, found.end, 1, 0)[0]
+        except BodyError as error:
+            raise CorruptLog("<bytes>", 0, 0, error.reason) from None
     reason = found.reason if isinstance(found, Damage) else "not exactly one encoded entry"
     raise CorruptLog("<bytes>", 0, 0, reason)

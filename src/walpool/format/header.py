@@ -37,7 +37,20 @@ _CRC_AT = 16
 
 @dataclass(frozen=True, slots=True)
 class WALHeader:
-    """One segment's header. Times are ns since the epoch."""
+    """One segment's header, as docs/format.md shows it.
+
+    Attributes:
+        created_at: when the segment was made, ns since the epoch.
+        sequence: the segment's number in the life of the log, from 1.
+        first_lsn: of the first entry that the segment has or will have.
+        durable_lsn: everything at or below it was on disk when the segment was made.
+        marker: random, never 0: each frame of the segment begins with it.
+        version (default 0x0100): of the format: high byte major, low byte minor.
+        flags (default 0): none are defined.
+        header_size (default 64): bytes.
+        entries_offset (default 64): where the first frame stands, bytes.
+        reserved (default 0): nothing yet.
+    """
 
     created_at: int
     sequence: int
@@ -51,7 +64,11 @@ class WALHeader:
     reserved: int = 0
 
     def encode(self) -> bytes:
-        """The 64 bytes of the header, checksum included."""
+        """The 64 bytes of the header, checksum included.
+
+        Raises:
+            ValueError: for a field that does not fit its place.
+        """
         blank = self._pack(0)
         return self._pack(crc32c(blank[_CRC_AT + 4 :], crc32c(blank[:_CRC_AT])))
 
@@ -76,9 +93,15 @@ class WALHeader:
 
     @classmethod
     def decode(cls, data: bytes | bytearray | memoryview, path: str | os.PathLike[str] = "<bytes>") -> "WALHeader":
-        """Read a header; `path` only names the source in errors.
+        """Read a header.
 
-        Raises CorruptLog for damaged or foreign bytes, UnsupportedVersion for another major version.
+        Args:
+            data: bytes-like; the first 64 bytes of a segment file, or more.
+            path (default "<bytes>"): the source's name in errors; nothing is opened.
+
+        Raises:
+            CorruptLog: for damaged or foreign bytes: see `walpool verify`.
+            UnsupportedVersion: for another major version: upgrade walpool.
         """
         if len(data) < HEADER_BYTES:
             raise CorruptLog(path, 0, 0, f"a segment header takes {HEADER_BYTES} bytes, there are {len(data)}")

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from walpool.errors import CorruptLog, UnsupportedVersion, WALError
-from walpool.format.entry import BodyError, check_body
+from walpool.format.body import check_body
+from walpool.format.entry import BodyError
 from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, Damage, End, Frame, SearchExhausted, find_frames, read_frame
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import segment_name
