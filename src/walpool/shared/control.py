@@ -90,7 +90,8 @@ COPIED = "the control block is a copy of another log's"
 class ControlUnusable(WALError):
     """The control block is missing, foreign, damaged, of another boot, or replaced: only segments can be read.
 
-    A writer that opens the log rebuilds it; figures (WALMetrics) are there again then.
+    What to do: retry once a writer has opened the log, which rebuilds the block; figures (WALMetrics) are there again
+    then. Readers do without it.
     """
 
 

@@ -35,6 +35,7 @@ from walpool.shared.slots import Owner
 from walpool.shared.snapshot import ProcessNames, ReaderRow, Snapshot, writer_row
 from walpool.system import clock
 from walpool.system.calls import calls
+from walpool.system.failures import typed_error
 from walpool.system.files import READ, Directory
 from walpool.system.forks import in_forked_children
 
@@ -55,7 +56,23 @@ class _Mark(NamedTuple):
 
 
 class WALMetrics:
-    """A read-only view of one log's figures; usable from threads, in signal handlers and after a fork."""
+    """A read-only view of one log's figures: `WALMetrics.attach(path)` in any process, or `writer.metrics`.
+
+    It takes no lock and has no effect on writers. Threads, signal handlers and forked children may use it. A writer's
+    ends with its writer. docs/metrics.md lists all figures.
+
+    >>> import walpool
+    >>> with walpool.WALWriter("events.wal") as writer:
+    ...     lsn = writer.put(b"key", b"value")
+    ...     with walpool.WALMetrics.attach("events.wal") as metrics:
+    ...         before = metrics.snapshot()
+    ...         lsns = writer.append_batch([walpool.WALEntry.delete(b"key")] * 3)
+    ...         print(before.writes_total, metrics.snapshot().delta(before).entries)
+    1 3
+
+    Raises:
+        TypeError: when it is called itself: use `attach`.
+    """
 
     def __init__(self) -> None:
         raise TypeError("figures are those of a log: WALMetrics.attach(path), or the metrics of a writer")
@@ -84,7 +101,14 @@ class WALMetrics:
     def attach(cls, path: str | os.PathLike[str]) -> "WALMetrics":
         """Read the figures of a log from any process.
 
-        Raises LogNotFound when there is none, ControlUnusable for a copy or a log that nobody opened since the boot.
+        Args:
+            path: the log's directory.
+
+        Raises:
+            LogNotFound: there is none: retry once a writer has made it, or mend the path.
+            ControlUnusable: a copy, or a log that nobody opened since the boot: retry once a writer has opened it.
+            UnsafeLog: mend what it names.
+            IOFailed: retry when the cause is gone.
         """
         directory = Directory(path)
         return cls._of(directory, _attach(directory), counters_of(directory.path), owned=True)
@@ -92,8 +116,11 @@ class WALMetrics:
     def snapshot(self) -> Snapshot:
         """The figures now.
 
-        Raises LogClosed, LogReplaced when the log was moved, removed or made anew, ControlUnusable while its control
-        block cannot be believed.
+        Raises:
+            LogClosed: these metrics, or the writer they belong to, are closed.
+            LogReplaced: the log was moved, removed or made anew: attach again.
+            ControlUnusable: its control block cannot be believed: retry once a writer has opened the log.
+            UnsafeLog, IOFailed: the system refuses the look: retry when the cause is gone.
         """
         while True:
             forks = self._forks
@@ -171,10 +198,10 @@ class WALMetrics:
             mine.path = directory.path
             mine.fd = calls.open(".", READ, dir_fd=directory.fd)
             mine.stat = calls.fstat(mine.fd)
-        except OSError:
+        except OSError as error:
             if directory.fd < 0:
                 raise self._is_closed() from None
-            raise
+            raise typed_error(error, directory.path) from error
         if _place(mine) != _place(directory):
             raise self._is_closed()
         return _View(mine, control)

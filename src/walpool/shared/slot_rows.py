@@ -201,13 +201,25 @@ def _offset(row: int) -> int:
 
 
 class Failures(NamedTuple):
-    """Appends that raised, by what they raised."""
+    """Appends that raised, by what they raised. Each is a number of appends.
 
-    busy: int = 0  # LogBusy
-    full: int = 0  # LogFull
+    Attributes:
+        busy (default 0): LogBusy.
+        full (default 0): LogFull.
+        sync_failed (default 0): SyncFailed.
+        too_large (default 0): EntryTooLarge, BatchTooLarge.
+        other (default 0): anything else.
+    """
+
+    busy: int = 0
+    full: int = 0
     sync_failed: int = 0
-    too_large: int = 0  # BatchTooLarge
+    too_large: int = 0
     other: int = 0
+
+
+for _field in Failures._fields:
+    getattr(Failures, _field).__doc__ = None  # "Alias for field number 0": the class says what it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import Control, ControlUnusable
 from walpool.shared.origin import new_origin, write_origin
 from walpool.shared.pins import Pin
+from walpool.system.failures import typed_errors
 from walpool.system.files import CREATE, Directory, File
 from walpool.system.locks import try_lock
 from walpool.system.paths import make_directory, parent_of, remove_directory, set_mode
@@ -41,14 +42,23 @@ ATTEMPTS = 5  # to copy anything of a log that retention removes meanwhile, all 
 
 @dataclass(frozen=True, slots=True)
 class CopyReport:
-    """What `walpool.copy` made."""
+    """What `walpool.copy` made.
 
-    path: str  # of the copy
-    first_lsn: int  # the first in it
-    next_lsn: int  # one past the last in it; the same as `first_lsn` when the log has no entry
+    Attributes:
+        path: of the copy, absolute.
+        first_lsn: the first in it.
+        next_lsn: one past the last in it; the same as `first_lsn` when the log has no entry.
+        segments: how many.
+        bytes: of segment files.
+        reflinked: segments that share their blocks with the log's until one of the two changes.
+    """
+
+    path: str
+    first_lsn: int
+    next_lsn: int
     segments: int
-    bytes: int  # of segment files
-    reflinked: int  # segments that share their blocks with the log's until one of the two changes
+    bytes: int
+    reflinked: int
 
 
 class _End(NamedTuple):
@@ -64,10 +74,20 @@ def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: P
 
     The copy has every entry that was published when it was begun, from the first that retention has left, and the
     checkpoint; it is verified and on disk when this returns. A pin keeps retention from what is not copied yet, up to
-    `Retention.max_pinned_bytes`; beyond that the copy starts later.
-    Raises LogNotFound; UnsafeLog when `dest` exists; LogBusy while another copy to it is made: wait for that one;
-    CorruptLog when the log is damaged: see `walpool verify`, and `walpool repair`; LogFull, IOFailed. Then there is no
-    `dest`.
+    `Retention.max_pinned_bytes`; beyond that the copy starts later. Whatever is raised, there is no `dest` then.
+
+    Args:
+        path: the log's directory.
+        dest: the copy's; its parent is there, and is not the log.
+        progress (default None): called now and then with (bytes copied, bytes there are).
+
+    Raises:
+        LogNotFound: mend the path.
+        UnsafeLog: `dest` exists, or another reason that it names: mend that.
+        LogBusy: another copy to `dest` is being made: wait for that one; or retention was faster, five times: retry.
+        CorruptLog: the log is damaged: see `walpool verify` and `walpool repair`.
+        UnsupportedVersion: upgrade walpool.
+        LogFull, IOFailed: retry when the cause is gone.
     """
     source = require_log(path)
     parent, name = parent_of(dest)
@@ -75,9 +95,14 @@ def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: P
         raise UnsafeLog(parent.join(name), "refused: it exists already, and a copy replaces nothing")
     if (parent.stat.st_dev, parent.stat.st_ino) == (source.stat.st_dev, source.stat.st_ino):
         raise UnsafeLog(parent.join(name), "refused: it would be inside the log")
+    with typed_errors(parent.join(name)):  # syncs and locks
+        return _copy(source, parent, name, progress or (lambda done, total: None))
+
+
+def _copy(source: Directory, parent: Directory, name: str, progress: Progress) -> CopyReport:
     work = _take_place(parent, name)
     try:
-        made = _fill(source, work, progress or (lambda done, total: None))
+        made = _fill(source, work, progress)
         _check(source, work, made.next_lsn)
         set_mode(work, source.stat.st_mode & 0o7777)
         work.sync()
