@@ -1,4 +1,14 @@
-"""walpool: a write-ahead log that several processes append to at once."""
+"""walpool: a write-ahead log that several processes append to at once.
+
+    WALWriter, Batch         append; SyncMode says what an append has survived, Retention what may go
+    WALReader                read and follow; RecoveryMode says what damage does
+    WALMetrics, Snapshot     look at what the log and each writer do, from any process
+    copy, checkpoint         a copy that is whole, of a log in use; what is not needed any more
+    WALError                 base of all errors; each says what to do then: retry, reopen or stop
+
+What is public is listed in `walpool.__all__`, and explains itself. The packages below may change at any time, but for
+walpool.integrations. README.md has a program, docs/durability.md what survives what.
+"""
 
 from walpool.errors import (
     BatchTooLarge,

@@ -1,11 +1,18 @@
-"""Every error walpool raises on purpose. Each carries its coordinates as attributes and survives pickling."""
+"""Every error walpool raises on purpose. Each carries its coordinates as attributes and survives pickling.
+
+What to do then is one of three: retry (the same call, perhaps later), reopen (a new writer or reader), or stop (going
+on would give the same, or do harm: a person, or a change to the program, comes first).
+"""
 
 import os
 from typing import Any
 
 
 class WALError(Exception):
-    """Base of all walpool errors."""
+    """Base of all walpool errors.
+
+    What to do: stop, unless the error is one whose class says otherwise.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, self.__dict__.copy())
@@ -19,11 +26,21 @@ def _rebuild(kind: type[WALError], args: tuple[Any, ...], state: dict[str, Any])
 
 
 class LogClosed(WALError):
-    """The writer, reader or metrics object was used after `close()`."""
+    """The writer, reader or metrics object was used after `close()`, which another thread may have called.
+
+    What to do: reopen, with a new object, if there is more to do.
+    """
 
 
 class LogNotFound(WALError, FileNotFoundError):
-    """There is no log at the path: nothing there, or a directory without a segment."""
+    """There is no log at the path: nothing there, or a directory without a segment.
+
+    Attributes:
+        path: what was opened, absolute.
+        reason: what is there instead.
+
+    What to do: retry once a writer has made the log, or mend the path. Only a writer makes one.
+    """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(f"{os.fspath(path)}: {reason}")
@@ -34,8 +51,14 @@ class LogNotFound(WALError, FileNotFoundError):
 class LogBusy(WALError, TimeoutError):
     """Another process, another thread, or an unfinished call of this very thread had what was waited for.
 
-    `lsns` is empty when nothing was appended: try again. Otherwise these entries are in the log and not known to be
-    durable: call `sync()`, do not append them again.
+    Args:
+        reason: the message.
+
+    Attributes:
+        lsns (default range(0)): the entries that are in the log already and not known to be on disk; empty when
+            nothing was appended.
+
+    What to do: retry when `lsns` is empty. Otherwise call `sync()`, and do not append these entries again.
     """
 
     def __init__(self, reason: str, lsns: range = range(0)) -> None:
@@ -44,27 +67,64 @@ class LogBusy(WALError, TimeoutError):
 
 
 class EntryTooLarge(WALError, ValueError):
-    """A key is over 1 MiB or a value over 10 MiB. Nothing was appended."""
+    """A key is over 1 MiB or a value over 10 MiB. Nothing was appended.
+
+    What to do: stop. Split the value, or keep it elsewhere and append where: the same entry is refused every time.
+    """
 
 
 class BatchTooLarge(WALError, ValueError):
-    """The batch cannot fit an empty segment of this `size_limit`. Nothing was appended."""
+    """The batch cannot fit an empty segment of this `size_limit`. Nothing was appended.
+
+    What to do: stop. Split the batch, or open the writer with a larger `size_limit`.
+    """
 
 
 class LogFull(WALError, OSError):
-    """No space (or over a quota or file size limit); `errno` says which. Nothing was appended; retry when there is."""
+    """No space. Nothing was appended, and what was appended before is untouched.
+
+    Attributes:
+        errno: ENOSPC for a full disk, EDQUOT for a quota, EFBIG for the largest file that may be.
+
+    What to do: retry when there is room. A checkpoint and `prune()` make some.
+    """
 
 
 class IOFailed(WALError, OSError):
-    """The system refused a call (EIO, EMFILE, EROFS, ...); `errno` says why. Nothing was appended."""
+    """The system refused a call. Nothing was appended.
+
+    Attributes:
+        errno: why: EIO (the disk), EMFILE (too many open files), EROFS (mounted read-only), ...
+
+    What to do: retry when the cause is gone.
+    """
 
 
 class SyncFailed(WALError, OSError):
-    """A sync failed: what was not durable may be lost. Close every writer and reopen to recover."""
+    """A sync failed, or could not be tried: what was not durable may be lost.
+
+    After a failed sync every writer of the log, in every process, refuses to append until it was recovered: the kernel
+    may have dropped the bytes and call the next sync a success (Rebello et al., "Can Applications Recover from fsync
+    Failures?", USENIX ATC 2020). The entries of an append that raises this are in the log, and perhaps not on disk. The
+    message says when the sync could not be tried: then the log is not marked, and `sync()` tries again.
+
+    Attributes:
+        errno: what the sync was answered; 5 (EIO) when nobody knows.
+
+    What to do: reopen, after every writer of the log was closed: the first to open it recovers. While the disk fails,
+    opening raises this again.
+    """
 
 
 class LSNUnavailable(WALError, LookupError):
-    """The LSN was removed by retention; `first_available` is the first that is still there."""
+    """The LSN was removed by retention.
+
+    Attributes:
+        lsn: the one that was asked for.
+        first_available: the first that is still there.
+
+    What to do: reopen the reader with `start=first_available`, if what was removed can be missed.
+    """
 
     def __init__(self, lsn: int, first_available: int) -> None:
         super().__init__(f"LSN {lsn} is no longer in the log: the first available is {first_available}")
@@ -73,11 +133,21 @@ class LSNUnavailable(WALError, LookupError):
 
 
 class UnsupportedVersion(WALError):
-    """The bytes were written by a newer walpool; upgrade to read them. They are not damaged."""
+    """The bytes were written by a newer walpool. They are not damaged.
+
+    What to do: stop, and upgrade walpool. Repairing would cut off what this version cannot read.
+    """
 
 
 class UnsafeLog(WALError):
-    """Refused because going on could harm data: a symlink, a foreign owner, a replaced lock file, ..."""
+    """Refused because going on could harm data: a symlink, a foreign owner, a replaced lock file, ...
+
+    Attributes:
+        path: what was refused.
+        reason: why, and what would have to be otherwise.
+
+    What to do: stop, mend what `reason` names, and open the log again.
+    """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(f"{os.fspath(path)}: {reason}")
@@ -86,11 +156,29 @@ class UnsafeLog(WALError):
 
 
 class LogReplaced(UnsafeLog):
-    """What is open is no longer what the path leads to: the log was moved, removed, or made anew. Open it again."""
+    """What is open is no longer what the path leads to: the log was moved, removed, or made anew.
+
+    Attributes:
+        path: that of the log, or of the segment that was removed or replaced.
+        reason: what is there now.
+
+    What to do: reopen, to go on with the log that is there now; find out who changed the files. A reader's LSNs say
+    nothing about another log.
+    """
 
 
 class CorruptLog(WALError, ValueError):
-    """Stored bytes are damaged. `path`, `offset` (bytes), `lsn` (the LSN expected there) and `reason` say where."""
+    """Stored bytes are damaged.
+
+    Attributes:
+        path: the file, or "<bytes>" for what was given as bytes.
+        offset: of the damaged place in it, bytes.
+        lsn: the LSN that was expected there; 0 when none was.
+        reason: what is wrong with the bytes.
+
+    What to do: stop. `walpool verify` lists every damaged place, `walpool repair` says what each mode would keep; a
+    reader with RecoveryMode.SALVAGE gives what is intact.
+    """
 
     def __init__(self, path: str | os.PathLike[str], offset: int, lsn: int, reason: str) -> None:
         place = os.fspath(path)

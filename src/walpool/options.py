@@ -9,31 +9,57 @@ MAX_SIZE_LIMIT = 4 << 30  # offsets stay far from 2**63 and a frame's length fit
 
 
 class SyncMode(Enum):
-    """What a successful append has survived when it returns (docs/durability.md has the table)."""
+    """What a successful append has survived when it returns (docs/durability.md has the table).
 
-    NONE = "none"  # buffered in the process: lost when the process is killed
-    NORMAL = "normal"  # in the kernel's page cache: survives SIGKILL of any process, not a power cut
-    FULL = "full"  # on disk
+    Attributes:
+        NONE: it is buffered in this process, for `linger_s` at most: lost when the process is killed.
+        NORMAL: it is in the kernel's page cache: survives SIGKILL of any process, not a power cut.
+        FULL: it is on disk: survives a power cut.
+    """
+
+    NONE = "none"
+    NORMAL = "normal"
+    FULL = "full"
 
 
 class RecoveryMode(Enum):
-    """What to do about damage, when a log is read or recovered."""
+    """What to do about damage, when a log is read or recovered. Refused is CorruptLog.
 
-    TOLERATE_TAIL = "tolerate_tail"  # a torn tail ends the log; damage in durable bytes is refused
-    STRICT = "strict"  # any damage is refused
-    POINT_IN_TIME = "point_in_time"  # the log ends at the first damage, durable or not
-    SALVAGE = "salvage"  # skip damaged ranges, keep every intact frame
+    Attributes:
+        TOLERATE_TAIL: a torn tail, which an append leaves that a power cut ended, ends the log; damage in durable bytes
+            is refused.
+        STRICT: any damage is refused.
+        POINT_IN_TIME: the log ends at the first damage, durable or not.
+        SALVAGE: skip damaged ranges and keep every intact frame; LSNs have gaps there.
+    """
+
+    TOLERATE_TAIL = "tolerate_tail"
+    STRICT = "strict"
+    POINT_IN_TIME = "point_in_time"
+    SALVAGE = "salvage"
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """When sealed segments are removed: as soon as any rule says so, oldest first, never the active one."""
+    """When sealed segments are removed: as soon as any rule says so, oldest first, never the active one.
 
-    checkpointed: bool = True  # all of its entries are at or below the checkpoint
-    max_bytes: int | None = None  # of the whole log; the oldest go until it fits
-    max_age: float | None = None  # seconds since it was sealed
-    max_segments: int | None = None  # of the whole log, the active one included
-    max_pinned_bytes: int = 1 << 30  # beyond this size of the log, readers' pins keep nothing
+    Attributes:
+        checkpointed (default True): those of which all entries are at or below the checkpoint.
+        max_bytes (default None): of the whole log; the oldest go until it fits. None: as many as there are.
+        max_age (default None): seconds since a segment was sealed. None: however old it is.
+        max_segments (default None): of the whole log, the active one included. None: as many as there are.
+        max_pinned_bytes (default 1 << 30): of the whole log; beyond it the pins of readers (WALReader with `pin`) keep
+            nothing, so that a forgotten one does not fill the disk.
+
+    Raises:
+        TypeError, ValueError: for a rule that cannot be.
+    """
+
+    checkpointed: bool = True
+    max_bytes: int | None = None
+    max_age: float | None = None
+    max_segments: int | None = None
+    max_pinned_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         if not isinstance(self.checkpointed, bool):

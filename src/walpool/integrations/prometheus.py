@@ -68,7 +68,12 @@ WRITER_GAUGES = {
 
 
 class WALCollector(Collector):
-    """The metrics of the log at `path`; `name` is the label `log` (default: the directory's name)."""
+    """The metrics of one log, for a registry of prometheus_client. Nothing is raised when the log is not there.
+
+    Args:
+        path: the log's directory; it need not be there yet.
+        name (default None): the label `log`; None is the directory's name.
+    """
 
     def __init__(self, path: str | os.PathLike[str], name: str | None = None) -> None:
         self._path = os.path.abspath(os.fspath(path))
@@ -81,6 +86,7 @@ class WALCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
+        """The metrics now: `walpool_up` alone, as 0, while there is no log to read."""
         found = self._snapshot()
         up = GaugeMetricFamily("walpool_up", "1 when the log could be read", labels=["log"])
         up.add_metric([self._name], 0 if found is None else 1)

@@ -19,42 +19,86 @@ from walpool.read.scan import INITIAL_CAPACITY
 
 
 class ReadBatch(NamedTuple, Generic[B]):
-    """One batch as it was appended; `entries` starts at the reader's `start` when that lies inside."""
+    """One batch as it was appended; of one in which the reader's `start` or `end` lies, what is within.
+
+    Attributes:
+        first_lsn: of `entries`.
+        count: how many entries there are.
+        appended_at: ns since the epoch; never less than the batch before it.
+        writer: the slot of the writer that appended it.
+        entries: the entries, in the order of their LSNs.
+    """
 
     first_lsn: int
     count: int  # type: ignore[assignment]  # public name; nobody counts in a batch
-    appended_at: int  # ns since the epoch
-    writer: int  # slot
+    appended_at: int
+    writer: int
     entries: list[WALEntry[B]]
+
+
+for _field in ReadBatch._fields:
+    getattr(ReadBatch, _field).__doc__ = None  # "Alias for field number 0": the class says what it is
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderStats:
-    """What a reader has read so far. Sizes are bytes."""
+    """What a reader has read so far.
+
+    Attributes:
+        entries: read; of a batch that is handed out entry by entry, all of it.
+        batches: read.
+        bytes: of their frames.
+        segments: opened.
+        initial_capacity: bytes of the buffer at first.
+        peak_buffer_size: bytes that the buffer has grown to, for the largest frame met.
+        buffer_resizes: how often it grew.
+        damaged: places that were no frame: torn tails and damaged ranges.
+    """
 
     entries: int
     batches: int
-    bytes: int  # of frames
+    bytes: int
     segments: int
     initial_capacity: int
     peak_buffer_size: int
     buffer_resizes: int
-    damaged: int  # places that were no frame: torn tails and damaged ranges
+    damaged: int
 
 
 class WALReader(Generic[B]):
-    """Reads the log at `path` (a directory, or one segment file) from the LSN `start` up to the LSN `end`.
+    """Reads the log at `path` in LSN order, from `start` up to `end`, beside whoever appends. Takes no lock.
 
-    `start` is None for the first entry there is, an LSN, or "end" for what is appended from now on; an LSN that is yet
-    to come is a place to follow from. `end` is exclusive; None reads as far as the log goes.
-    `mode` says what damage does: TOLERATE_TAIL ends at a torn tail and raises CorruptLog for damage before intact or
-    durable frames; STRICT raises for both; POINT_IN_TIME ends at the first; SALVAGE skips what is damaged.
-    With `zero_copy` keys and values are memoryviews that are valid until the next entry is asked for. With `pin`
-    retention keeps what this reader has not read yet, up to `Retention.max_pinned_bytes`.
+    A reader belongs to one thread. It may be used after a fork, and pickled: then it goes on where it was. A `with`
+    block closes it. Iterating gives entries up to what was published when the reader got there; iterate again for more.
 
-    Raises LogNotFound, UnsafeLog, LSNUnavailable for a `start` that retention has removed (start at its
-    `first_available`), UnsupportedVersion. Reading raises LogReplaced when the log at the path is another one by now,
-    or none: open it again.
+    >>> import walpool
+    >>> with walpool.WALWriter("events.wal") as writer:
+    ...     lsns = writer.append_batch([walpool.WALEntry.put(b"a", b"1"), walpool.WALEntry.put(b"b", b"2")])
+    >>> with walpool.WALReader("events.wal", start=2) as reader:
+    ...     for entry in reader:
+    ...         print(entry.lsn, entry.key, entry.value)
+    2 b'b' b'2'
+
+    Args:
+        path: the log's directory, a copy of it, or one segment file.
+        start (default None): the first LSN that is wanted, also one that is yet to come; None is the first entry there
+            is, "end" is what is appended from now on.
+        end (default None): the LSN before which reading ends; None reads as far as the log goes.
+        mode (default RecoveryMode.TOLERATE_TAIL): what damage does. TOLERATE_TAIL ends at a torn tail, and raises
+            CorruptLog for damage before intact or durable frames; STRICT raises for both; POINT_IN_TIME ends at the
+            first; SALVAGE skips what is damaged.
+        initial_capacity (default 8192): bytes of the buffer; it grows to the largest frame met.
+        zero_copy (default False): keys and values are memoryviews, valid until the next entry is asked for.
+        pin (default False): retention keeps what is not read yet, up to `Retention.max_pinned_bytes`.
+
+    Raises:
+        TypeError, ValueError: for an option that cannot be.
+        LogNotFound: mend the path, or retry once a writer has made the log.
+        LSNUnavailable: retention has removed `start`: start at its `first_available`.
+        UnsafeLog: mend what it names.
+        CorruptLog: a segment file's header is damaged: see `walpool verify`.
+        UnsupportedVersion: upgrade walpool.
+        IOFailed: retry when the cause is gone.
     """
 
     @overload
@@ -116,7 +160,7 @@ class WALReader(Generic[B]):
     # Reading
 
     def __iter__(self) -> Iterator[WALEntry[B]]:
-        """Entries up to what was published when the reader got there."""
+        """Entries up to what was published when the reader got there. Raises what `read_entry` raises."""
         reading = self._reading
         while True:
             reading.count()
@@ -125,7 +169,16 @@ class WALReader(Generic[B]):
                 return
 
     def read_entry(self) -> WALEntry[B] | None:
-        """The next entry, or None at the end; more may come later."""
+        """The next entry, or None at the end; more may come later.
+
+        Raises:
+            CorruptLog: damage that `mode` does not pass: see `walpool verify`; SALVAGE reads on behind it.
+            LSNUnavailable: retention was faster: open another reader at `first_available`, and next time with `pin`.
+            LogReplaced: another log, or none, is at the path by now: open it again.
+            UnsupportedVersion: upgrade walpool.
+            UnsafeLog, IOFailed: the system refuses a call: retry when the cause is gone.
+            LogClosed: the reader was closed.
+        """
         reading = self._reading
         if not length_hint(reading.pending):
             reading.take()
@@ -134,11 +187,21 @@ class WALReader(Generic[B]):
         return entry
 
     def read_all(self) -> list[WALEntry[B]]:
-        """All entries that are left."""
+        """All entries that are left, in one list.
+
+        Raises:
+            CorruptLog, LSNUnavailable, LogReplaced, UnsupportedVersion: as `read_entry`.
+            UnsafeLog, IOFailed, LogClosed: as `read_entry`.
+        """
         return list(self)
 
     def batches(self) -> Iterator[ReadBatch[B]]:
-        """Batches as they were appended; what is left of one that was handed out entry by entry is not repeated."""
+        """Batches as they were appended; what is left of one that was handed out entry by entry is not repeated.
+
+        Raises:
+            CorruptLog, LSNUnavailable, LogReplaced, UnsupportedVersion: as `read_entry`.
+            UnsafeLog, IOFailed, LogClosed: as `read_entry`.
+        """
         reading = self._reading
         while entries := reading.next_entries(None):
             frame = reading.frame
@@ -148,14 +211,22 @@ class WALReader(Generic[B]):
     def follow(self, timeout: float | None = None, durable_only: bool = False) -> Iterator[WALEntry[B]]:
         """Entries as they are appended, across rotations.
 
-        Ends after `timeout` seconds without news, and at `end`; None waits for ever. With `durable_only` an entry comes
-        once it is on disk; of a log without a control block (a copy, or before the first writer after a reboot) that is
-        what its segments vouch for. Raises LogReplaced when the log was moved, removed or made anew meanwhile.
+        It ends at the reader's `end`, too. What was not taken when the caller stops, the reader keeps.
+
+        Args:
+            timeout (default None): end after so many seconds without news; None waits for ever.
+            durable_only (default False): give an entry once it is on disk. Of a log without a control block (a copy, or
+                before the first writer after a reboot) that is what its segments vouch for.
+
+        Raises:
+            CorruptLog, LSNUnavailable, LogReplaced, UnsupportedVersion: as `read_entry`.
+            UnsafeLog, IOFailed, LogClosed: as `read_entry`.
         """
         return follow(self._reading, timeout, durable_only)
 
     @property
     def stats(self) -> ReaderStats:
+        """What this reader has read so far."""
         reading, window = self._reading, self._reading.window
         return ReaderStats(
             reading.entries, reading.batches, reading.bytes, reading.cursor.segments, window.initial_capacity,
@@ -169,20 +240,30 @@ class WALReader(Generic[B]):
 
     @property
     def first_lsn(self) -> int:
-        """The first LSN that the log has now; one more than `last_lsn` when it has no entry."""
+        """The first LSN that the log has now; one more than `last_lsn` when it has no entry.
+
+        Raises:
+            LogReplaced: the log is gone, or another one: open it again.
+            UnsafeLog, IOFailed, LogClosed: as `read_entry`.
+        """
         self._reading.check_open()
         return self._reading.cursor.first_lsn()
 
     @property
     def last_lsn(self) -> int:
-        """The last LSN that the log has now, whatever this reader's `end` is; 0 for a log without an entry so far."""
+        """The last LSN that the log has now, whatever this reader's `end` is; 0 for a log without an entry so far.
+
+        Raises:
+            LogReplaced: the log is another one: open it again.
+            UnsafeLog, IOFailed, LogClosed: as `read_entry`.
+        """
         self._reading.check_open()
         return self._reading.cursor.next_lsn() - 1
 
     # Its life
 
     def close(self) -> None:
-        """May be called again."""
+        """Let go of the log, and of the pin; may be called again. An iterator that is still held raises LogClosed."""
         self._reading.close()
 
     def __enter__(self) -> "WALReader[B]":

@@ -19,8 +19,16 @@ from walpool.upkeep.repair import require_log
 def checkpoint(path: str | os.PathLike[str]) -> int:
     """The checkpoint of the log at `path`: nothing at or below this LSN is needed any more; 0 when nobody said so.
 
-    Reads one small file, beside whoever appends. Raises LogNotFound, UnsafeLog, and CorruptLog for a damaged file:
-    state the checkpoint again.
+    Reads one small file, beside whoever appends. `WALWriter.checkpoint` states it.
+
+    Args:
+        path: the log's directory.
+
+    Raises:
+        LogNotFound: mend the path.
+        CorruptLog: the file is damaged: state the checkpoint again.
+        UnsafeLog: mend what it names.
+        IOFailed: retry when the cause is gone.
     """
     return read_checkpoint(require_log(path))
 

@@ -30,24 +30,43 @@ from walpool.upkeep.survey import Place, Survey, survey
 
 @dataclass(frozen=True, slots=True)
 class RecoveryReport:
-    """What recovery read, where it cut, and what it left behind."""
+    """What recovery read, where it cut, and what it left behind.
 
-    reason: str  # why the control block could not be used
+    Attributes:
+        reason: why the control block could not be used.
+        mode: by which damage was judged.
+        segments: how many the log has.
+        segments_scanned: how many of them were read: no further back than the highest durable LSN makes it.
+        batches, entries: in the scanned segments.
+        durable_lsn: the highest that the segments vouch for.
+        next_lsn: the LSN that the next entry gets.
+        cut (default None): where the log now ends because of damage; None when it does not.
+        intact_behind (default 0): intact entries behind the cut, kept as evidence.
+        skipped (default ()): the damaged ranges that SALVAGE skipped.
+        quarantined (default ()): names of the segments moved to quarantine/.
+        checkpoint (default None): the one that the log does not reach, and that was taken back to its end.
+    """
+
+    reason: str
     mode: RecoveryMode
-    segments: int  # in the log
+    segments: int
     segments_scanned: int
-    batches: int  # in the scanned segments
+    batches: int
     entries: int
-    durable_lsn: int  # the highest that the segments vouch for
+    durable_lsn: int
     next_lsn: int
-    cut: Place | None = None  # where the log now ends because of damage
-    intact_behind: int = 0  # intact entries behind the cut, kept as evidence
-    skipped: tuple[Place, ...] = ()  # SALVAGE: the damaged ranges
-    quarantined: tuple[str, ...] = ()  # segments moved aside
-    checkpoint: int | None = None  # the one that the log does not reach, and that was taken back
+    cut: Place | None = None
+    intact_behind: int = 0
+    skipped: tuple[Place, ...] = ()
+    quarantined: tuple[str, ...] = ()
+    checkpoint: int | None = None
 
     def told(self, path: str) -> list[str]:
-        """What a person should hear of it, a line each."""
+        """What a person should hear of it, a line each; empty when nothing was cut, skipped or taken back.
+
+        Args:
+            path: what the log is called in these lines.
+        """
         lines = []
         if self.checkpoint is not None:
             lines.append(

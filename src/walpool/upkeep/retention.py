@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from walpool.errors import CorruptLog
-from walpool.format.names import segment_name
-from walpool.options import Retention
+from walpool.format.names import MAINTENANCE_LOCK, segment_name
+from walpool.options import Retention, WriterOptions
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import LogState
@@ -21,6 +21,8 @@ from walpool.shared.pins import oldest_pin
 from walpool.shared.poison import refuse_poisoned
 from walpool.system import clock
 from walpool.system.files import Directory, typed_errors
+from walpool.system.locks import Maintenance
+from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import used_bytes
 
 
@@ -33,10 +35,19 @@ class SealedSegment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    removed: tuple[int, ...]  # first LSNs
+    """What `WALWriter.prune` removed.
+
+    Attributes:
+        removed: the first LSN of each segment that went, oldest first.
+        bytes: that were in use in them.
+        first_lsn: the first that is available now.
+        held_by_pins: how many segments a rule would remove and a reader's pin keeps.
+    """
+
+    removed: tuple[int, ...]
     bytes: int
-    first_lsn: int  # the first that is available now
-    held_by_pins: int  # segments that a rule would remove and a reader's pin keeps
+    first_lsn: int
+    held_by_pins: int
 
 
 def removable(
@@ -62,6 +73,13 @@ def removable(
         count -= 1
         total -= segment.bytes
     return gone, held
+
+
+def apply_retention(log: OpenLog, options: WriterOptions) -> PruneReport:
+    """Of an open log: the rules of `options`; without any, the checkpoint. Raises LogBusy, and what `prune` raises."""
+    refuse_poisoned(log.directory, log.control)
+    with Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+        return prune(log.directory, log.control.state(), options.retention or Retention())
 
 
 def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bool = False) -> PruneReport:

@@ -46,7 +46,14 @@ DECISIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where bytes could not be read: `lsn` was expected at `offset` of `path`."""
+    """Where bytes could not be read.
+
+    Attributes:
+        path: the segment file.
+        offset: in it, bytes.
+        lsn: the LSN that was expected there.
+        reason: what is wrong with the bytes.
+    """
 
     path: str
     offset: int

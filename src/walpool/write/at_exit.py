@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import NoReturn, Protocol
 from weakref import WeakSet
 
+from walpool.errors import WALError
+from walpool.system.locks import held_by_this_thread
 from walpool.system.signals import SIGTERM, on_signals
 
 
@@ -35,6 +37,28 @@ def keep(writer: Closable) -> None:
     _unclosed.append(writer)
 
 
+class Freeable(Protocol):
+    def let_go_of_freed(self) -> None: ...
+
+
+def close_freed(writer: Closable, handle: Freeable) -> None:
+    """What `__del__` does with a writer that is open: it warns, and appends what is buffered."""
+    if sys.is_finalizing():
+        # When the interpreter ends, its daemon threads are frozen, perhaps with a lock that close() would wait for;
+        # what a buffer held was appended by the exit hook, and the system frees the rest.
+        return
+    if held_by_this_thread():
+        handle.let_go_of_freed()
+        keep(writer)  # the collector came by in the middle of a call: nothing of the user's may run now
+        return
+    warnings.warn(f"unclosed {writer!r}", ResourceWarning, source=writer, stacklevel=3)
+    try:
+        writer.close()
+    except (OSError, WALError):
+        handle.let_go_of_freed()
+        writer.close()
+
+
 def _close_all() -> None:
     """Every one of them, whatever another one raises; then say which could not."""
     failed: list[str] = []
@@ -60,7 +84,13 @@ def flush_at_signals(signals: Iterable[int] = (SIGTERM,)) -> None:
     so do `multiprocessing.Pool` as a context manager, which ends its workers by SIGTERM, and a container's stop. With
     it the signal raises SystemExit(128 + its number) in the main thread: `finally` and `with` blocks run, writers are
     closed, then the process ends. Call it in the main thread of each process that has such writers (in a pool: in its
-    initializer). SIGKILL and `os._exit` cannot be caught. Raises ValueError outside of the main thread.
+    initializer). SIGKILL and `os._exit` cannot be caught.
+
+    Args:
+        signals (default (15,)): numbers of signals; 15 is SIGTERM. Their handlers until now are replaced.
+
+    Raises:
+        ValueError: outside of the main thread, where Python handles no signals: call it there.
     """
     on_signals(signals, _end)
 

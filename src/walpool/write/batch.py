@@ -11,8 +11,22 @@ _NEW, _OPEN, _OVER = range(3)
 class Batch:
     """What `writer.batch()` gives: appended when its `with` block ends, dropped when the block raises.
 
-    It takes entries inside of that one block only. `lsns` is the range of their LSNs, once appended. Outside of the
-    block, or in a second one, every method raises RuntimeError: what it was given would be lost, or there twice.
+    It takes entries inside of that one block only: what it was given outside would be lost, or there twice. The end of
+    the block raises what `WALWriter.batch` says, and then nothing of it was appended.
+
+    >>> import walpool
+    >>> with walpool.WALWriter("events.wal") as writer:
+    ...     with writer.batch() as batch:
+    ...         batch.put(b"a", b"1")
+    ...         batch.delete(b"b")
+    >>> batch.lsns
+    range(1, 3)
+
+    Args:
+        append: of the writer that made it: a batch is not made by hand.
+
+    Attributes:
+        lsns: the range of its entries' LSNs, once appended; before that, and for no entries, an empty one.
     """
 
     def __init__(self, append: Callable[[list[WALEntry]], range]) -> None:
@@ -22,15 +36,39 @@ class Batch:
         self.lsns = range(0)
 
     def put(self, key: Bytes, value: Bytes, timestamp: int | None = None) -> None:
-        """Add a put. `timestamp` defaults to ns since the epoch."""
+        """Add a put.
+
+        Args:
+            key, value: bytes-like; copied now.
+            timestamp (default None): yours, from 0 to 2**64 - 1; None is ns since the epoch.
+
+        Raises:
+            TypeError, ValueError: for what is no bytes or no timestamp; it was not added.
+            RuntimeError: outside of the block: ask the writer for another batch.
+        """
         self._add(WALEntry.put(key, value, timestamp))
 
     def delete(self, key: Bytes, timestamp: int | None = None) -> None:
-        """Add a delete."""
+        """Add a delete.
+
+        Args:
+            key: bytes-like; copied now.
+            timestamp (default None): as in `put`.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `put`.
+        """
         self._add(WALEntry.delete(key, timestamp))
 
     def append(self, entry: WALEntry) -> None:
-        """Add an entry."""
+        """Add an entry.
+
+        Args:
+            entry: what WALEntry.put or WALEntry.delete gave, or a reader; its `lsn` plays no part.
+
+        Raises:
+            RuntimeError: outside of the block: ask the writer for another batch.
+        """
         self._add(entry)
 
     def _add(self, entry: WALEntry) -> None:

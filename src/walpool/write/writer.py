@@ -4,53 +4,68 @@ Holds: what is public and what it promises; how it is kept stands in handle.py, 
 """
 
 import os
-import sys
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from walpool.errors import EntryTooLarge, WALError
+from walpool.errors import EntryTooLarge
 from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, bad_timestamp, encode_entries, encode_one
-from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
 from walpool.shared.metrics import WALMetrics
-from walpool.shared.poison import refuse_poisoned
 from walpool.system.calls import calls
 from walpool.system.files import typed_errors
-from walpool.system.locks import Maintenance, held_by_this_thread, itself
+from walpool.system.locks import itself
 from walpool.upkeep.checkpoint import state_checkpoint
-from walpool.upkeep.opening import lock_mode
 from walpool.upkeep.recovery import RecoveryReport
-from walpool.upkeep.retention import PruneReport, prune
+from walpool.upkeep.retention import PruneReport, apply_retention
 from walpool.write.appender import Appender
-from walpool.write.at_exit import keep
+from walpool.write.at_exit import close_freed
 from walpool.write.batch import Batch
 from walpool.write.handle import Handle
-from walpool.write.session import Session
 from walpool.write.validate import check_options, check_path
 
 
 class WALWriter:
-    """A log's directory, open for appending.
+    """A log's directory, open for appending, beside any number of other writers in this and other processes.
 
-    `path` is made, with its parents, when it is not there. `size_limit` is the most bytes a segment takes, and applies
-    from the next rotation. `lock_timeout` (seconds) bounds every wait for another process: LogBusy then, whose `lsns`
-    says whether something was appended; such a writer polls, and can lose to those that wait in the kernel. `mode` is
-    that of the files (0o660: for a group). `recovery` says what to do about damage when the log has to be recovered
-    first. `name` is for people.
-    In SyncMode.NONE entries are appended when `buffer_bytes` are buffered, `linger_s` after the first of them, at
-    `sync()`, `close()` and the end of the process in order. What ends it otherwise takes them with it: SIGKILL, SIGTERM
-    and every other signal that nobody handles (`flush_at_signals` makes SIGTERM an end in order), `os._exit`, with
-    which some pools end their workers, and leaving a `multiprocessing.Pool` used as a context manager.
-    With `sync_interval_s` whatever this writer appended is on disk after at most twice so many seconds and two syncs,
-    as long as it lives; on a disk that is slower an append waits for it.
-    `retention` is applied in the background, by whichever process rotated. `allow_network_fs` opens a log on NFS, SMB,
-    FUSE, ..., where writers on two machines overwrite each other's entries, and durable is what the server calls so.
-    `allow_other_files` makes a log in a directory that holds other files.
-    One object may be shared by threads, used after a fork, and pickled to another process.
+    Threads may share one; it may be used after a fork, and pickled to another process. A `with` block closes it.
 
-    Raises TypeError and ValueError for options that cannot be; UnsafeLog (mend what it names), LogBusy (try again),
-    LogFull (make room), CorruptLog (see `walpool verify` and `walpool repair`), UnsupportedVersion (upgrade).
+    In SyncMode.NONE what ends the process takes buffered entries with it, unless it ends in order: SIGKILL, SIGTERM and
+    every other signal that nobody handles (`flush_at_signals` makes SIGTERM an end in order), `os._exit`, with which
+    some pools end their workers, and leaving a `multiprocessing.Pool` used as a context manager.
+
+    >>> import walpool
+    >>> with walpool.WALWriter("events.wal", walpool.SyncMode.FULL) as writer:
+    ...     print(writer.put(b"key", b"value"), writer.append_batch([walpool.WALEntry.delete(b"key")] * 2))
+    1 range(2, 4)
+
+    Args:
+        path: the log's directory; it is made, with its parents, when it is not there.
+        sync_mode (default SyncMode.NORMAL): what an append has survived when it returns.
+        size_limit (default 64 << 20): the most bytes a segment takes; it applies from the next rotation.
+        lock_timeout (default None): seconds; bounds every wait for another process, which ends as LogBusy then. Such a
+            writer polls, and can lose to those that wait in the kernel. None waits there for as long as it takes.
+        mode (default 0o600): that of the files; 0o660 shares the log with a group.
+        metrics (default True): count what this writer does in a slot row, for WALMetrics.
+        name (default None): for people, in WALMetrics; at most 64 bytes of it.
+        recovery (default RecoveryMode.TOLERATE_TAIL): what to do about damage when the log has to be recovered first.
+        buffer_bytes (default 256 * 1024): SyncMode.NONE: entries are appended when so many bytes are buffered,
+        linger_s (default 0.05): so many seconds after the first of them, at `sync()`, `close()` and the end of the
+            process in order.
+        sync_interval_s (default None): seconds, in SyncMode.NORMAL: whatever this writer appended is on disk after at
+            most twice so many and two syncs, as long as it lives; on a slower disk appends wait for it.
+        retention (default None): applied in the background, by whichever process rotated. None removes nothing.
+        allow_network_fs (default False): open a log on NFS, SMB, FUSE, ..., where writers on two machines overwrite
+            each other's entries, and durable is what the server calls so.
+        allow_other_files (default False): make a log in a directory that holds other files.
+
+    Raises:
+        TypeError, ValueError: for an option that cannot be.
+        LogBusy: retry.
+        LogFull, IOFailed: retry when the cause is gone.
+        UnsafeLog: mend what it names.
+        SyncFailed: close every other writer of the log and open it again; while the disk fails, it stays so.
+        CorruptLog: see `walpool verify` and `walpool repair`.
+        UnsupportedVersion: upgrade walpool.
     """
 
     _handle: Handle
@@ -75,20 +90,11 @@ class WALWriter:
     ) -> None:
         place = check_path(path)
         options = WriterOptions(
-            sync_mode=SyncMode(sync_mode),
-            size_limit=size_limit,
-            lock_timeout=lock_timeout,
-            mode=mode,
-            metrics=metrics,
-            name=name,
-            recovery=RecoveryMode(recovery),
-            buffer_bytes=buffer_bytes,
-            linger_s=linger_s,
-            sync_interval_s=sync_interval_s,
-            retention=retention,
-            allow_network_fs=allow_network_fs,
+            sync_mode=SyncMode(sync_mode), size_limit=size_limit, lock_timeout=lock_timeout, mode=mode, metrics=metrics,
+            name=name, recovery=RecoveryMode(recovery), buffer_bytes=buffer_bytes, linger_s=linger_s,
+            sync_interval_s=sync_interval_s, retention=retention, allow_network_fs=allow_network_fs,
             allow_other_files=allow_other_files,
-        )
+        )  # fmt: skip
         self._prepare(place, check_options(options))
         self._handle.open()
 
@@ -105,18 +111,35 @@ class WALWriter:
     def append(self, entry: WALEntry) -> int:
         """Append one entry and return its LSN; 0 in SyncMode.NONE: it is not known yet.
 
-        Raises EntryTooLarge and BatchTooLarge (split it), TypeError and ValueError, and nothing was appended; LogFull
-        and IOFailed (nothing was appended: try again when the cause is gone), LogBusy (see its `lsns`), SyncFailed
-        (close every writer and open again), LogReplaced and UnsafeLog (close, and find out who changed the files),
-        LogClosed.
+        After every error but LogBusy with `lsns` and SyncFailed nothing was appended.
+
+        Args:
+            entry: what WALEntry.put or WALEntry.delete gave, or a reader; its `lsn` plays no part.
+
+        Raises:
+            TypeError, ValueError: for what is no entry.
+            EntryTooLarge, BatchTooLarge: split it.
+            LogFull, IOFailed: retry when the cause is gone.
+            LogBusy: see its `lsns`: empty, retry; else they are in the log: call `sync()`.
+            SyncFailed: close every writer of the log and open it again. In FULL the entry is in the log, perhaps not on
+                disk; when the message says that `sync()` tries again, call that.
+            LogReplaced, UnsafeLog, CorruptLog: close, find out who changed the files, and open again.
+            LogClosed: another thread closed the writer, or you did.
         """
         body, _, largest = self._encode((entry,))
         return self._handle.append_or_buffer(body, largest)
 
     def put(self, key: Bytes, value: Bytes, timestamp: int | None = None) -> int:
-        """Append a put and return its LSN (0 in SyncMode.NONE). `timestamp` defaults to ns since the epoch.
+        """Append a put and return its LSN; 0 in SyncMode.NONE.
 
-        Raises what `append` raises.
+        Args:
+            key, value: bytes-like, at most 1 MiB and 10 MiB.
+            timestamp (default None): yours, from 0 to 2**64 - 1; None is ns since the epoch.
+
+        Raises:
+            TypeError, ValueError: for what is no bytes or no timestamp.
+            EntryTooLarge, BatchTooLarge, LogFull, IOFailed, LogBusy, SyncFailed: as `append`.
+            LogReplaced, UnsafeLog, CorruptLog, LogClosed: as `append`.
         """
         if timestamp is None:
             timestamp = self._time_ns()
@@ -141,7 +164,17 @@ class WALWriter:
         return self._handle.append_or_buffer(body, len(body))
 
     def delete(self, key: Bytes, timestamp: int | None = None) -> int:
-        """Append a delete and return its LSN (0 in SyncMode.NONE). Raises what `append` raises."""
+        """Append a delete and return its LSN; 0 in SyncMode.NONE.
+
+        Args:
+            key: bytes-like, at most 1 MiB.
+            timestamp (default None): as in `put`.
+
+        Raises:
+            TypeError, ValueError: as `put`.
+            EntryTooLarge, BatchTooLarge, LogFull, IOFailed, LogBusy, SyncFailed: as `append`.
+            LogReplaced, UnsafeLog, CorruptLog, LogClosed: as `append`.
+        """
         if timestamp is None:
             timestamp = self._time_ns()
         elif type(timestamp) is not int:
@@ -155,7 +188,13 @@ class WALWriter:
     def append_batch(self, entries: Iterable[WALEntry]) -> range:
         """Append all entries as one frame, or none; the range of their LSNs. In SyncMode.NONE too, at once.
 
-        Raises what `append` raises.
+        Args:
+            entries: WALEntry objects; all are encoded before anything is appended.
+
+        Raises:
+            TypeError, ValueError: for what is no entry.
+            EntryTooLarge, BatchTooLarge, LogFull, IOFailed, LogBusy, SyncFailed: as `append`.
+            LogReplaced, UnsafeLog, CorruptLog, LogClosed: as `append`.
         """
         body, count, largest = self._encode(entries)
         if not count:
@@ -170,7 +209,14 @@ class WALWriter:
         return range(first_lsn, first_lsn + count)
 
     def batch(self) -> Batch:
-        """A context manager that appends what is put into it as one batch, unless its block raises."""
+        """A context manager that appends what is put into it as one batch, unless its block raises.
+
+        Raises:
+            RuntimeError: the batch is used a second time: ask for another one.
+            TypeError, ValueError: out of `put` and `delete`, and then out of the block: nothing was appended.
+            EntryTooLarge, BatchTooLarge, LogFull, IOFailed, LogBusy, SyncFailed: as `append`.
+            LogReplaced, UnsafeLog, CorruptLog, LogClosed: as `append`.
+        """
         return Batch(self.append_batch)
 
     def _encode(self, entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
@@ -182,8 +228,11 @@ class WALWriter:
     def sync(self) -> int:
         """Make everything that is in the log, and what this writer buffered, durable; the durable LSN.
 
-        Raises LogBusy when another process has been syncing for longer than the lock timeout (call it again),
-        SyncFailed (close every writer and open again to recover), LogReplaced, LogClosed.
+        Raises:
+            LogBusy: another process has been syncing for longer than `lock_timeout`: retry.
+            SyncFailed: close every writer of the log and open it again to recover; or, when the message says so, retry.
+            LogReplaced, LogClosed: as `append`.
+            LogFull, IOFailed, UnsafeLog, CorruptLog: as `append`, of what was buffered; it stays buffered.
         """
         self._handle.open()
         if self._handle.buffer is not None:
@@ -191,7 +240,11 @@ class WALWriter:
         return self._handle.call(lambda session: session.committer.settle(session.log.control.state().next_lsn - 1))
 
     def rotate(self) -> None:
-        """Seal the active segment now and start the next; nothing to do when it is empty. Raises as `append` does."""
+        """Seal the active segment now and start the next; nothing to do when it is empty.
+
+        Raises:
+            LogFull, IOFailed, LogBusy, SyncFailed, LogReplaced, UnsafeLog, CorruptLog, LogClosed: as `append`.
+        """
         if self._handle.buffer is not None:
             self._handle.buffer.flush(self._handle)
         with typed_errors(self._handle.path):
@@ -202,8 +255,16 @@ class WALWriter:
     def checkpoint(self, lsn: int) -> int:
         """State that nothing at or below `lsn` is needed any more; durable when this returns the LSN in force.
 
-        It never goes back: a lower `lsn` changes nothing. Raises ValueError for an LSN not appended, LogBusy (nothing
-        was stated: call it again), SyncFailed.
+        It never goes back: a lower `lsn` changes nothing. What it covers is made durable first.
+
+        Args:
+            lsn: from 0 to the last LSN of the log.
+
+        Raises:
+            TypeError, ValueError: for what is no LSN, or one that is not appended.
+            LogBusy: nothing was stated: retry.
+            LogFull, IOFailed, UnsafeLog: retry when the cause is gone; it may have been stated.
+            SyncFailed, LogReplaced, LogClosed: as `sync`.
         """
         return self._handle.call(
             lambda session: state_checkpoint(session.log, lsn, self._handle.options, session.committer.settle)
@@ -212,17 +273,14 @@ class WALWriter:
     def prune(self) -> PruneReport:
         """Apply this writer's retention rules (without any: the checkpoint) now instead of in the background.
 
-        Raises LogBusy, SyncFailed for a log of which a sync failed: nothing is removed from it.
+        Raises:
+            LogBusy: nothing was removed: retry.
+            SyncFailed: a sync of the log failed: nothing is removed from it before it was opened again.
+            CorruptLog: the checkpoint file is damaged: state the checkpoint again; or a segment: see `walpool verify`.
+            LogFull, IOFailed, UnsafeLog: retry when the cause is gone; what was removed until then is gone.
+            LogClosed: the writer was closed.
         """
-        options = self._handle.options
-
-        def remove(session: Session) -> PruneReport:
-            log = session.log
-            refuse_poisoned(log.directory, log.control)
-            with Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
-                return prune(log.directory, log.control.state(), options.retention or Retention())
-
-        return self._handle.call(remove)
+        return self._handle.call(lambda session: apply_retention(session.log, self._handle.options))
 
     @property
     def path(self) -> str:
@@ -231,12 +289,20 @@ class WALWriter:
 
     @property
     def size(self) -> int:
-        """Bytes in the active segment, header included."""
+        """Bytes in the active segment, header included.
+
+        Raises:
+            LogClosed: the writer was closed.
+        """
         return self._handle.call(lambda session: session.log.control.state().tail)
 
     @property
     def metrics(self) -> WALMetrics:
-        """The log's figures; valid until this writer is closed."""
+        """The log's figures; valid until this writer is closed.
+
+        Raises:
+            LogClosed: the writer was closed.
+        """
         log = self._handle.open().log
         return WALMetrics._of(log.directory, log.control, self._handle.counters, owned=False)
 
@@ -251,7 +317,10 @@ class WALWriter:
         """Append what is buffered and let go of the log. May be called again, and by any thread: calls that are under
         way in others end first. In the middle of an append of this very thread it takes effect when that has ended.
 
-        When the buffer cannot be appended (LogFull, LogBusy, ...) that is raised, and the writer stays open.
+        Raises:
+            LogFull, IOFailed, UnsafeLog, CorruptLog: the buffer cannot be appended, and the writer stays open: retry.
+            SyncFailed, LogReplaced: likewise, also of what `sync_interval_s` promised: as `append`.
+            LogBusy: another process, or another thread's call, took longer than `lock_timeout`: retry.
         """
         self._handle.close()
 
@@ -264,20 +333,8 @@ class WALWriter:
 
     def __del__(self) -> None:
         handle = self.__dict__.get("_handle")  # __del__ runs for a half-made object too
-        if handle is None or handle.closed or handle.session is None or sys.is_finalizing():
-            # When the interpreter ends, its daemon threads are frozen, perhaps with a lock that close() would wait for;
-            # what a buffer held was appended by the exit hook, and the system frees the rest.
-            return
-        if held_by_this_thread():
-            handle.let_go_of_freed()
-            keep(self)  # the collector came by in the middle of a call: nothing of the user's may run now
-            return
-        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        try:
-            self.close()
-        except (OSError, WALError):
-            handle.let_go_of_freed()
-            self.close()
+        if handle is not None and not handle.closed and handle.session is not None:
+            close_freed(self, handle)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _unpickle, (self._handle.path, self._handle.options)
