@@ -66,7 +66,9 @@ class ReaderStats:
 
 
 class WALReader(Generic[B]):
-    """Reads the log at `path` in LSN order, from `start` up to `end`, beside whoever appends. Takes no lock.
+    """Reads the log at `path` in LSN order, from `start` up to `end`, beside whoever appends.
+
+    It takes no lock; only before it reports damage in a live log it looks once more while no append is under way.
 
     A reader belongs to one thread. It may be used after a fork, and pickled: then it goes on where it was. A `with`
     block closes it. Iterating gives entries up to what was published when the reader got there; iterate again for more.
