@@ -4,6 +4,8 @@ In most tests the writer acts at the worst moment, between the look at a place a
 system is asked for bytes (`calls.pread`) for the first time after the frames were read (`calls.preadv`).
 """
 
+import fcntl
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ from walpool.upkeep.repair import plan_repair
 from walpool.upkeep.verify import verify
 
 COUNT, MORE = 6, 4
+STRICT = RecoveryMode.STRICT
 Look = Callable[[Path], None]
 
 
@@ -125,6 +128,30 @@ def test_a_frame_seen_half_written_is_no_damage(
     file = segment_files(log)[0]
     at_the_first_look_behind(monkeypatch, lambda: file.write_bytes(whole + bytes(8000)))
     look(log)
+
+
+@pytest.mark.parametrize("look", [f"log, {STRICT.value}", f"repair, {STRICT.value}", "verify the log"])
+def test_a_look_waits_for_an_append_that_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    """The frame stays half written until somebody has waited for the append lock."""
+    whole = layout.segment(1, layout.single(1, COUNT + MORE))
+    start, end = next((at, end) for at, end, lsn, _ in layout.spans(whole) if lsn == COUNT + MORE)
+    log = layout.write_segments(tmp_path / "log", {1: whole[: start + 60]})
+    file = segment_files(log)[0]
+    lock = os.open(log / "append.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def sleep(seconds: float) -> None:
+        file.write_bytes(whole)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+
+    monkeypatch.setattr(calls, "sleep", sleep)
+    try:
+        LOOKS[look](log)
+    finally:
+        os.close(lock)
+    assert file.stat().st_size == end, "it was waited for"
 
 
 def test_what_is_still_damaged_at_the_second_look_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

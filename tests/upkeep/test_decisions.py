@@ -1,4 +1,4 @@
-"""The recovery table: a log is built for every row, and what recovery does is what the row says."""
+"""The table of verdicts: a log is built for every row, and each tool says of the same bytes what the row says."""
 
 import hashlib
 import itertools
@@ -10,9 +10,12 @@ import pytest
 from tests.format import layout
 from tests.read.logs import contents, entries, entry_of, read
 from walpool import CorruptLog, RecoveryMode, WALReader, WALWriter
+from walpool.cli.dump import rows as dump
+from walpool.read.verdict import TABLE, Asker, Verdict, judge
 from walpool.system.files import Directory
-from walpool.upkeep.survey import DECISIONS, Decision, survey
-from walpool.upkeep.verify import EVIDENCE, verify
+from walpool.upkeep.repair import plan_repair
+from walpool.upkeep.survey import survey
+from walpool.upkeep.verify import DAMAGE, EVIDENCE, TORN_TAIL, WOULD_END, verify
 
 BAD = 4  # the LSN of the batch that is damaged
 LAST = 6
@@ -107,25 +110,139 @@ BUILDS: dict[bool, list[Build]] = {
     ],
     False: [last_in_the_log, last_and_cut_short, last_segment_without_a_whole_header],
 }
+CASES = list(itertools.product(RecoveryMode, [False, True], [False, True]))
 ROWS = [
     pytest.param(row, build, id=f"{row[0].name}-{'durable' if row[1] else 'not durable'}-{build.__name__}")
-    for row in DECISIONS
+    for row in CASES
     for build in BUILDS[row[2]]
 ]
 
 
-def test_the_table_has_a_row_for_every_case() -> None:
-    assert set(DECISIONS) == set(itertools.product(RecoveryMode, [False, True], [False, True]))
+def test_one_row_fits_every_case_and_every_row_is_needed() -> None:
+    fitting = [
+        [
+            row
+            for row in TABLE
+            if (row.asker, row.mode) == (asker, mode)
+            and row.vouched in (None, vouched)
+            and row.followed in (None, followed)
+        ]
+        for asker in Asker
+        for mode, vouched, followed in CASES
+    ]
+    assert {len(rows) for rows in fitting} == {1}
+    assert {row for (row,) in fitting} == set(TABLE)
 
 
-def test_only_salvage_skips_and_only_point_in_time_and_salvage_give_up_durable_entries() -> None:
-    for (mode, is_durable, _), decision in DECISIONS.items():
-        if decision is Decision.SKIP:
+@pytest.mark.parametrize("asker", Asker)
+def test_only_salvage_skips_and_only_point_in_time_and_salvage_give_up_what_counts(asker: Asker) -> None:
+    for mode, vouched, followed in CASES:
+        verdict = judge(asker, mode, vouched=vouched, followed=followed)
+        if verdict is Verdict.SKIP:
             assert mode is RecoveryMode.SALVAGE
-        if is_durable and decision is not Decision.REFUSE:
+        if vouched and verdict is not Verdict.REFUSE:
             assert mode in (RecoveryMode.POINT_IN_TIME, RecoveryMode.SALVAGE)
         if mode is RecoveryMode.STRICT:
-            assert decision is Decision.REFUSE
+            assert verdict is Verdict.REFUSE
+        assert asker is Asker.READER or verdict is not Verdict.END, "a recovery waits for nothing"
+
+
+def test_the_page_on_durability_has_the_table() -> None:
+    lines = ["| who | mode | something vouches for it | something follows | what it does | because |", "|---" * 6 + "|"]
+    for row in TABLE:
+        known = [{None: "yes or no", True: "yes", False: "no"}[each] for each in (row.vouched, row.followed)]
+        lines.append(f"| {' | '.join([row.asker.value, row.mode.name, *known, row.verdict.value, row.why])} |")
+    page = (Path(__file__).parents[2] / "docs" / "durability.md").read_text()
+    assert "\n".join(lines) in page, "\n".join(["docs/durability.md wants this table:", *lines])
+
+
+@pytest.mark.parametrize(("row", "build"), ROWS)
+def test_readers_verify_repair_and_dump_say_what_the_table_says(
+    row: tuple[RecoveryMode, bool, bool], build: Build, log: Path
+) -> None:
+    mode, is_durable, followed = row
+    _, behind, lost = build(log, is_durable)
+    goes_on = followed or is_durable  # for a reader: the segment that says so follows
+
+    found = read(log, mode=mode)
+    verdict = judge(Asker.READER, mode, vouched=False, followed=goes_on)
+    if verdict is Verdict.SKIP:
+        expected = [entry for entry in entries(1, LAST + 1) if followed and entry.lsn not in lost]
+        assert (found.entries, found.error) == (expected or entries(1, BAD), None)
+    else:
+        assert found.entries == entries(1, BAD)
+        assert isinstance(found.error, CorruptLog) == (verdict is Verdict.REFUSE)
+        assert not isinstance(found.error, CorruptLog) or found.error.lsn == BAD
+
+    report = verify(log)
+    verdict = judge(Asker.READER, RecoveryMode.TOLERATE_TAIL, vouched=False, followed=goes_on)
+    assert report.damaged == (verdict is Verdict.REFUSE)
+    assert report.damaged or [finding.kind for finding in report.findings] == [TORN_TAIL]
+    assert report.findings[0].lsn == BAD
+    cuts = judge(Asker.RECOVERY, RecoveryMode.TOLERATE_TAIL, vouched=is_durable, followed=followed) is Verdict.CUT
+    told = [finding.reason for finding in report.findings if WOULD_END in finding.reason]
+    assert len(told) == (report.damaged and cuts), "where a reader stops and a writer would not, verify says so"
+
+    verdict = judge(Asker.RECOVERY, mode, vouched=is_durable, followed=followed)
+    if verdict is Verdict.REFUSE:
+        with pytest.raises(CorruptLog) as caught:
+            plan_repair(log, mode)
+        assert caught.value.lsn == BAD
+    else:
+        plan = plan_repair(log, mode)
+        assert (plan.cut is not None and plan.cut.lsn == BAD) == (verdict is Verdict.CUT)
+        assert [place.lsn for place in plan.skipped] == ([BAD] if verdict is Verdict.SKIP else [])
+        assert plan.intact_behind == (behind if verdict is Verdict.CUT else 0)
+
+    shown = {(line.segment, line.offset) for line in dump(str(log)) if line.kind == "damage"}
+    places = {(Path(each.path).name, each.offset) for each in report.findings if each.kind in (DAMAGE, TORN_TAIL)}
+    assert places <= shown
+
+
+@pytest.mark.parametrize("mode", RecoveryMode)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("how", ["published", "whole"])
+def test_what_something_vouches_for_is_damage_wherever_it_stands(
+    log: Path, mode: RecoveryMode, last: bool, how: str
+) -> None:
+    """It is below the published tail, or its checksum fits."""
+    if how == "published":
+        with WALWriter(log) as writer:
+            for lsn in range(1, BAD + 1 if last else LAST + 1):
+                writer.append(entry_of(lsn))
+        (file,) = log.glob("*.wal")
+        file.write_bytes(damage(file.read_bytes(), BAD))
+    else:
+        bad = layout.frame(BAD, [], count=1, body=layout.entry(7, b"key", b"value", 1))
+        behind = b"" if last else b"".join(layout.frame(lsn, [layout.item(lsn)]) for lsn in (5, LAST))
+        layout.write_segments(log, {1: layout.segment(1, layout.single(1, BAD - 1)) + bad + behind})
+    found = read(log, mode=mode)
+    verdict = judge(Asker.READER, mode, vouched=True, followed=not last)
+    assert found.entries == entries(1, BAD) + (entries(5, LAST + 1) if verdict is Verdict.SKIP else [])
+    assert isinstance(found.error, CorruptLog) == (verdict is Verdict.REFUSE)
+    assert verify(log).findings[0].kind == DAMAGE
+    verdict = judge(Asker.RECOVERY, mode, vouched=how == "whole", followed=not last)
+    if verdict is Verdict.REFUSE:
+        with pytest.raises(CorruptLog):
+            plan_repair(log, mode)
+    else:
+        plan = plan_repair(log, mode)
+        assert (plan.cut is not None, len(plan.skipped)) == ((True, 0) if verdict is Verdict.CUT else (False, 1))
+
+
+@pytest.mark.parametrize("mode", RecoveryMode)
+def test_where_a_reader_ends_for_now_it_goes_on_when_there_is_more(log: Path, mode: RecoveryMode) -> None:
+    whole = layout.segment(1, layout.single(1, LAST))
+    layout.write_segments(log, {1: damage(whole, LAST)})
+    with WALReader(log, mode=mode) as reader:
+        verdict = judge(Asker.READER, mode, vouched=False, followed=False)
+        if verdict is Verdict.REFUSE:
+            with pytest.raises(CorruptLog):
+                reader.read_all()
+            return
+        assert reader.read_all() == entries(1, LAST)
+        layout.write_segments(log, {1: whole})
+        assert reader.read_all() == (entries(LAST, LAST + 1) if verdict is Verdict.END else [])
 
 
 @pytest.mark.parametrize(("row", "build"), ROWS)
@@ -133,9 +250,9 @@ def test_recovery_does_what_the_table_says(row: tuple[RecoveryMode, bool, bool],
     mode, is_durable, followed = row
     _, behind, lost = build(log, is_durable)
     before = contents(log)
-    decision = DECISIONS[row]
+    verdict = judge(Asker.RECOVERY, mode, vouched=is_durable, followed=followed)
 
-    if decision is Decision.REFUSE:
+    if verdict is Verdict.REFUSE:
         with pytest.raises(CorruptLog) as caught:
             WALWriter(log, recovery=mode)
         assert caught.value.lsn == BAD
@@ -151,7 +268,7 @@ def test_recovery_does_what_the_table_says(row: tuple[RecoveryMode, bool, bool],
         assert report.mode is mode
         assert report.reason == "there is no control block"
         assert (report.durable_lsn == BAD) == is_durable
-        if decision is Decision.CUT:
+        if verdict is Verdict.CUT:
             assert report.cut is not None
             assert report.cut.lsn == BAD
             assert report.intact_behind == behind
@@ -174,7 +291,7 @@ def test_recovery_does_what_the_table_says(row: tuple[RecoveryMode, bool, bool],
             assert (log / name).read_bytes() == data
 
     expected = entries(1, next_lsn + 1)
-    if decision is Decision.SKIP:
+    if verdict is Verdict.SKIP:
         expected = [entry for entry in expected if entry.lsn not in lost]
         assert read(log, mode=RecoveryMode.SALVAGE).entries == expected
         assert read(log).entries == entries(1, BAD), "what was salvaged around is still damage to everyone else"

@@ -23,10 +23,11 @@ from typing import NamedTuple
 from walpool import CorruptLog, WALHeader
 from walpool.cli.exits import Exit
 from walpool.errors import LogNotFound
-from walpool.format.frame import Damage, Frame, SearchExhausted, find_frames
+from walpool.format.frame import Frame, SearchExhausted, find_frames
 from walpool.format.header import HEADER_BYTES
 from walpool.format.names import segment_name
-from walpool.read.scan import FrameWindow
+from walpool.read.walk import Stop, Walk
+from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, list_segments
 from walpool.shared.control import Control, ControlUnusable
 from walpool.system.files import Directory
@@ -93,31 +94,34 @@ def _file_rows(directory: Directory, name: str, limit_lsn: int | None, control: 
 
 def _frame_rows(name: str, segment: Segment, limit_lsn: int | None, control: Control | None) -> Iterator[Row]:
     """The frames in order until they stop, and then what stands behind."""
-    window = FrameWindow()
-    window.start(segment, segment.header.entries_offset)
-    lsn = segment.header.first_lsn
-    while True:
-        offset = window.offset
-        published = control is None or _published(control, segment.header.first_lsn, offset)
-        void = limit_lsn is not None and lsn >= limit_lsn
-        found = window.next(lsn, segment.file.size())
-        if not isinstance(found, Frame):
-            rest = segment.file.read(max(0, segment.file.size() - offset), offset)
-            window.start(segment, offset)
-            found = window.next(lsn, segment.file.size())  # frames in `rest` may have come since: then this one, too
-            window.start(segment, offset)
-            if isinstance(found, Frame):
+    first_lsn = segment.header.first_lsn
+    walk = Walk(segment, FrameWindow())
+    stop: Stop | None = None
+    while stop is None:
+        for frame in walk:
+            offset = walk.offset - (frame.end - frame.offset)
+            kind = "frame" if control is None or _published(control, first_lsn, offset) else "pending"
+            yield Row(name, offset, kind if _counts(frame.first_lsn, limit_lsn) else "void", _frame_fields(frame))
+        rest = list(_behind(segment, walk.offset, walk.lsn))  # before the second look: what it finds is older than that
+        stop = walk.stop()
+    if control is None or _published(control, first_lsn, stop.offset):
+        kind = (
+            "damage" if _counts(stop.lsn, limit_lsn) else "void"
+        )  # void: the next segment says that it does not count
+        for offset, what in rest:
+            if isinstance(what, Frame):
+                yield Row(name, offset, "void", _frame_fields(what))
                 continue
-            break
-        yield Row(name, offset, "void" if void else "frame" if published else "pending", _frame_fields(found))
-        lsn = found.next_lsn
-    problem = found.reason if isinstance(found, Damage) else "zeros"
-    if published:
-        yield from _behind(name, segment, rest, offset, lsn, problem, void)
+            reason = stop.reason if offset == stop.offset and stop.reason else what.reason
+            yield Row(name, offset, kind if what.other else "end", {"bytes": what.bytes, "reason": reason})
     else:
-        left = segment.file.size() - offset
-        what = "behind the published tail: zeros, or what an append under way or a killed one has left"
-        yield Row(name, offset, "end", {"bytes": left, "reason": what if left else "end of the file"})
+        left = segment.file.size() - stop.offset
+        why = "behind the published tail: zeros, or what an append under way or a killed one has left"
+        yield Row(name, stop.offset, "end", {"bytes": left, "reason": why if left else "end of the file"})
+
+
+def _counts(lsn: int, limit_lsn: int | None) -> bool:
+    return limit_lsn is None or lsn < limit_lsn
 
 
 def _published(control: Control, segment: int, offset: int) -> bool:
@@ -126,24 +130,30 @@ def _published(control: Control, segment: int, offset: int) -> bool:
     return segment < state.segment or (segment == state.segment and offset < state.tail)
 
 
-def _behind(name: str, segment: Segment, rest: bytes, offset: int, lsn: int, problem: str, void: bool) -> Iterator[Row]:
-    """What stands behind the last frame in order, `rest`: damage, and every intact frame in it."""
-    kind = "void" if void else "damage"  # void: the next segment says that nothing here counts
-    at = 0  # in `rest`: what lies before it has been told
-    exhausted = False
+class _Gap(NamedTuple):
+    """Bytes that are no frame."""
+
+    bytes: int
+    other: bool  # than zeros
+    reason: str
+
+
+def _behind(segment: Segment, offset: int, lsn: int) -> Iterator[tuple[int, Frame | _Gap]]:
+    """What stands behind the last frame in order, up to the end of the file, each with its offset."""
+    data = segment.file.read(max(0, segment.file.size() - offset), offset)
+    at, reason = 0, "zeros"
     try:
-        for frame in find_frames(rest, 0, segment.header.marker, lsn):
+        for frame in find_frames(data, 0, segment.header.marker, lsn):
             if frame.offset > at:
-                yield Row(name, offset + at, kind, {"bytes": frame.offset - at, "reason": problem})
-            yield Row(name, offset + frame.offset, "void", _frame_fields(frame))
-            at, problem = frame.end, "no frame starts here"
+                yield offset + at, _Gap(frame.offset - at, True, reason)
+            yield offset + frame.offset, frame
+            at, reason = frame.end, "no frame starts here"
     except SearchExhausted:
-        exhausted, problem = True, "no frame starts here, and the search for one was given up"
-    left = rest[at:]
-    if exhausted or any(left):
-        yield Row(name, offset + at, kind, {"bytes": len(left), "reason": problem})
-    else:
-        yield Row(name, offset + at, "end", {"bytes": len(left), "reason": "zeros" if left else "end of the file"})
+        yield offset + at, _Gap(len(data) - at, True, "no frame starts here, and the search for one was given up")
+        return
+    other = any(data[at:])
+    end = "zeros" if at < len(data) else "end of the file"
+    yield offset + at, _Gap(len(data) - at, other, reason if other else end)
 
 
 def _header_fields(header: WALHeader) -> dict[str, int | str]:

@@ -16,7 +16,8 @@ from walpool.cli.live.figures import failure_kinds, spread, writer_table
 from walpool.cli.output import amount, print_json
 from walpool.errors import CorruptLog, LogNotFound, UnsafeLog
 from walpool.format.names import segment_name
-from walpool.read.scan import FrameWindow, scan_segment
+from walpool.read.scan import scan_segment
+from walpool.read.window import FrameWindow
 from walpool.shared.catalog import list_segments
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import ControlUnusable

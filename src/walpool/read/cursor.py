@@ -7,15 +7,16 @@ the one that was read so far, it says so instead of reading on or waiting.
 from typing import Literal
 
 from walpool.errors import CorruptLog, LogReplaced, LSNUnavailable
-from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames
+from walpool.format.frame import Damage, End, Frame
 from walpool.options import RecoveryMode
 from walpool.read.recognise import recognise
-from walpool.read.scan import FrameWindow
 from walpool.read.seek import seek
-from walpool.read.source import Extent, Source
+from walpool.read.source import Source
 from walpool.read.tail import Tail
-from walpool.read.verdict import ACTS, Act, Kind, judge
-from walpool.shared.catalog import Segment, header_is_torn, used_range
+from walpool.read.verdict import Asker, Verdict, judge, with_hint
+from walpool.read.walk import Extent, Stop, examine, nobody_appends
+from walpool.read.window import FrameWindow
+from walpool.shared.catalog import Segment, header_is_torn
 from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
 
@@ -36,7 +37,7 @@ class Cursor:
         self.segments = 0  # that were opened
         self.damaged: set[tuple[str, int]] = set()  # places
         self._mode = mode
-        self._extent = Extent(0, None, False)
+        self._extent = Extent(0)
         self._sought = False  # the place in this segment came from a search
         self._over = False  # POINT_IN_TIME met damage
         self._tail: Tail | None = None
@@ -122,7 +123,7 @@ class Cursor:
                     self.lsn = found.next_lsn
                     self.last = found
                     return found
-                found = Damage(0, f"a frame reaches past LSN {extent.limit_lsn}, where the next segment starts")
+                found = Damage(self.window.put_back(found), "")  # it reaches past the next segment's first LSN
             if self._moved():
                 continue
             if self._sought and not (isinstance(found, End) and self.window.offset == extent.limit):
@@ -134,11 +135,8 @@ class Cursor:
 
     def put_back(self, frame: Frame) -> int:
         """Stay before the frame that `next` gave just now; its offset in the file."""
-        assert self.segment is not None
-        offset = self.window.offset - (frame.end - frame.offset)
-        self.window.start(self.segment, offset)
         self.lsn = frame.first_lsn
-        return offset
+        return self.window.put_back(frame)
 
     def _enter(self, lsn: int) -> bool:
         """Open the segment that holds `lsn` and find a place in it; False when there is none to read now."""
@@ -251,55 +249,54 @@ class Cursor:
         """What to do where no frame stands: True to read on, False to end here, or CorruptLog."""
         segment, extent, source = self.segment, self._extent, self.source
         assert segment is not None
-        offset, lsn = self.window.offset, self.lsn
+        lsn = self.lsn
         first = source.segments()[:1] if extent.limit_lsn is not None else []
         if first and first[0] > segment.header.first_lsn:  # removed under us, and those after it
             source.check_place()
             raise LSNUnavailable(lsn, first[0])
-        verdict = judge(source, segment, extent, self.window, lsn, found, sure=self._mode in _SURE)
-        if verdict.kind is Kind.AGAIN or (verdict.kind is not Kind.END and self._moved()):
-            return True
-        if verdict.kind is Kind.END:
+        settle = source.settle if extent.live or extent.limit_lsn is not None or self._mode in _SURE else nobody_appends
+        stop = examine(segment, self.window, lsn, found, extent, lambda: source.extent(segment), settle)
+        if stop is not None and not stop.reason:
             return False
+        if stop is None or self._moved():
+            return True
         source.check_place()
         if not source.has_name(segment) and source.only is None:
             self.check_log()
             return True
-        self.note(offset)
-        act = ACTS[self._mode, verdict.kind]
-        if act is Act.RAISE:
-            raise self.corrupt(offset, lsn, verdict.reason)
-        self._over = act is Act.OVER
-        return act is Act.SKIP and self._skip_to_intact(segment, offset, lsn)
+        self.note(stop.offset)
+        followed = stop.followed or extent.limit_lsn is not None
+        match judge(Asker.READER, self._mode, vouched=extent.live, followed=followed):
+            case Verdict.REFUSE:
+                raise self.corrupt(stop.offset, lsn, with_hint(stop.reason) if stop.early and followed else stop.reason)
+            case Verdict.SKIP:
+                return self._skip(segment, stop)
+            case verdict:
+                self._over = verdict is Verdict.CUT
+                return False
 
     def pass_body(self, frame: Frame, reason: str) -> None:
         """`frame` is intact and its entries do not add up: SALVAGE reads on behind it, all else stays before it."""
-        act = ACTS[self._mode, Kind.DAMAGE]
-        if act is Act.SKIP:
+        verdict = judge(Asker.READER, self._mode, vouched=True, followed=True)  # by whatever stands behind it
+        if verdict is Verdict.SKIP:
             self.note(self.window.offset - (frame.end - frame.offset))
             return
         offset = self.put_back(frame)
         self.note(offset)
-        if act is Act.RAISE:
+        if verdict is Verdict.REFUSE:
             raise self.corrupt(offset, frame.first_lsn, reason)
         self._over = True
 
-    def _skip_to_intact(self, segment: Segment, offset: int, lsn: int) -> bool:
-        """SALVAGE: go on at the next intact frame of this segment, or with the next one."""
-        extent = self._extent
-        offset, end = used_range(segment.file, offset)
-        rest = segment.file.read(min(end, extent.limit) - offset, offset)
-        try:
-            intact = next(find_frames(rest, 0, segment.header.marker, lsn), None)
-        except SearchExhausted:
-            intact = None
-        if intact is not None and (extent.limit_lsn is None or intact.next_lsn <= extent.limit_lsn):
-            self.lsn = intact.first_lsn
-            self.window.start(segment, offset + intact.offset)
+    def _skip(self, segment: Segment, stop: Stop) -> bool:
+        """Go on at the next intact frame of this segment, or with the next one."""
+        first, limit_lsn = stop.behind.first, self._extent.limit_lsn
+        if first is not None and (limit_lsn is None or first.next_lsn <= limit_lsn):
+            self.lsn = first.first_lsn
+            self.window.start(segment, first.offset)
             return True
-        if extent.limit_lsn is None:
+        if limit_lsn is None:
             return False
-        self.lsn = extent.limit_lsn
+        self.lsn = limit_lsn
         return True
 
     def _bad_header(self, error: CorruptLog, segments: list[int], at: int) -> bool:
@@ -316,14 +313,15 @@ class Cursor:
         except CorruptLog:
             source.check_place()
         self.note(0, error.path)
-        act = ACTS[self._mode, Kind.TORN if torn else Kind.DAMAGE]
-        if act is Act.RAISE:
-            self.counters.add(reads_failed=1)
-            raise CorruptLog(error.path, error.offset, first_lsn, error.reason)
-        if act is Act.SKIP and not last:
-            return self._enter(segments[at + 1])
-        self._over = act is not Act.STOP
-        return False
+        match judge(Asker.READER, self._mode, vouched=not torn, followed=not last):
+            case Verdict.REFUSE:
+                self.counters.add(reads_failed=1)
+                raise CorruptLog(error.path, error.offset, first_lsn, error.reason)
+            case Verdict.SKIP:
+                return self._enter(segments[at + 1])
+            case verdict:
+                self._over = verdict is Verdict.CUT
+                return False
 
     def note(self, offset: int, path: str | None = None) -> None:
         """Count a damaged place, once."""

@@ -15,7 +15,7 @@ from walpool.options import RecoveryMode
 from walpool.read.cursor import Start
 from walpool.read.follow import follow
 from walpool.read.reading import Reading
-from walpool.read.scan import INITIAL_CAPACITY
+from walpool.read.window import INITIAL_CAPACITY
 
 
 class ReadBatch(NamedTuple, Generic[B]):

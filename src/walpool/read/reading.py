@@ -14,8 +14,9 @@ from walpool.format.entry import B, BodyError, WALEntry, decode_body
 from walpool.format.frame import Frame
 from walpool.options import RecoveryMode
 from walpool.read.cursor import Cursor, Start
-from walpool.read.scan import FrameWindow, refuse_unknown
 from walpool.read.source import Source
+from walpool.read.walk import refuse_unknown
+from walpool.read.window import FrameWindow
 from walpool.system.forks import reopen_after_fork
 
 

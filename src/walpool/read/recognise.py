@@ -6,10 +6,11 @@ log that was made anew in the same place has another batch there, or ends before
 """
 
 from walpool.errors import CorruptLog
-from walpool.format.frame import Damage, End, Frame
-from walpool.read.scan import FrameWindow
+from walpool.format.frame import Frame
 from walpool.read.seek import seek
 from walpool.read.source import Source
+from walpool.read.walk import Walk
+from walpool.read.window import FrameWindow
 
 
 def recognise(source: Source, last: Frame) -> None:
@@ -22,19 +23,17 @@ def recognise(source: Source, last: Frame) -> None:
     except (FileNotFoundError, CorruptLog):
         return  # reading on tells
     try:
-        limit = source.extent(segment).limit
-        offset, lsn = seek(segment, last.first_lsn, limit)
-        window = FrameWindow()
-        window.start(segment, offset)
-        while lsn <= last.first_lsn:
-            found = window.next(lsn, limit)
-            if isinstance(found, Damage):
-                return  # reading on tells
-            if isinstance(found, End):
-                raise source.replaced(f"the log ends at LSN {lsn - 1} now")
-            if _is_same(found, last):
+        extent = source.extent(segment)._replace(limit_lsn=None)
+        walk = Walk(segment, FrameWindow(), extent, at=seek(segment, last.first_lsn, extent.limit))
+        for frame in walk:
+            if _is_same(frame, last):
                 return
-            lsn = found.next_lsn
+            if frame.next_lsn > last.first_lsn:
+                break
+        else:
+            if walk.is_damaged:
+                return  # reading on tells
+            raise source.replaced(f"the log ends at LSN {walk.lsn - 1} now")
     finally:
         segment.file.close()
     raise source.replaced(f"the log has another batch with LSN {last.first_lsn} now")

@@ -4,11 +4,11 @@ Holds: for the active segment of a live log nothing behind the published tail is
 """
 
 import os
-from typing import NamedTuple
 
 from walpool.errors import CorruptLog, LogNotFound, LogReplaced, UnsafeLog, WALError
 from walpool.format.header import HEADER_BYTES, MAGIC, WALHeader
 from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name, segment_name
+from walpool.read.walk import Extent
 from walpool.shared.catalog import Segment, list_segments, open_segment
 from walpool.shared.control import RETIRED, STOPPED, Control, ControlUnusable, LogState
 from walpool.shared.origin import is_another, log_id
@@ -18,14 +18,6 @@ from walpool.system.locks import try_lock, unlock
 from walpool.system.paths import is_directory, leads_to, split
 
 CONFIRM_S = 1.0  # how long a reader that is about to report damage waits for the append lock
-
-
-class Extent(NamedTuple):
-    """How far one segment counts."""
-
-    limit: int  # offset one past the last byte to look at
-    limit_lsn: int | None  # first LSN of the next segment, None when there is none
-    live: bool  # `limit` is the published tail: whatever is before it is a frame, or damaged
 
 
 class Source:
@@ -134,11 +126,11 @@ class Source:
         first_lsn = segment.header.first_lsn
         state = self.state()
         if state is not None and state.segment == first_lsn:
-            return Extent(state.tail, None, True)
+            return Extent(state.tail, live=True)
         later = [first for first in self.segments() if first > first_lsn]
         if state is not None:
             later = [first for first in later if first <= state.segment]  # a rotation may be half done
-        return Extent(segment.file.size(), later[0] if later else None, False)
+        return Extent(segment.file.size(), later[0] if later else None)
 
     def settle(self) -> None:
         settle(self.directory)

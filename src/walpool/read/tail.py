@@ -4,9 +4,9 @@ Holds: each look goes on where the last one ended; what is durable is what a hea
 """
 
 from walpool.errors import CorruptLog
-from walpool.format.frame import Frame
-from walpool.read.scan import FrameWindow
 from walpool.read.source import Source
+from walpool.read.walk import Walk
+from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment
 
 
@@ -25,11 +25,9 @@ class Tail:
         segment = self._segment
         if segment is None:
             return self
-        self._window.start(segment, self._window.offset)  # what the last look read there may have changed
-        size = segment.file.size()
-        while isinstance(found := self._window.next(self.next_lsn, size), Frame):
-            self.next_lsn = found.next_lsn
-            self.durable_lsn = max(self.durable_lsn, min(found.durable_lsn, found.first_lsn - 1))
+        for frame in Walk(segment, self._window, at=(self._window.offset, self.next_lsn)):
+            self.next_lsn = frame.next_lsn
+            self.durable_lsn = max(self.durable_lsn, min(frame.durable_lsn, frame.first_lsn - 1))
         return self
 
     def _go_to_the_last(self) -> None:

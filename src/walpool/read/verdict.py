@@ -1,17 +1,17 @@
-"""The verdict on a place where no frame stands: the end, a torn tail, damage, or nothing to judge yet.
+"""The verdict: what to do at a place where a frame should stand and none does. The only table of its kind.
 
-Holds: one look is no proof, because a writer may be at work there. Frames are written in order: where later ones were
-seen, the earlier one is there by now, so the place is looked at again after everything that speaks against it.
+Two ask. A reader gives entries out and changes nothing: it may wait for more, and it must not drop entries in silence.
+A recovery (a writer that opens the log, or repair) makes the log end somewhere, for everybody.
+
+Two things are known about the place. Something may vouch for it: it is below the published tail, or at or below the
+highest durable LSN that the segments state, or a frame stands there whose checksum fits, so no torn write left it. And
+something may follow: an intact frame behind it, or another segment.
 """
 
 from enum import Enum
 from typing import NamedTuple
 
-from walpool.format.frame import Damage, End, Frame
 from walpool.options import RecoveryMode
-from walpool.read.scan import FrameWindow, is_early, look_behind
-from walpool.read.source import Extent, Source
-from walpool.shared.catalog import Segment
 
 _HINT = (
     "; that is also what a log looks like that was copied file by file (tar, cp, rsync) while it was written to:"
@@ -25,66 +25,65 @@ def with_hint(reason: str) -> str:
     return reason + _HINT
 
 
-class Kind(Enum):
-    AGAIN = "a frame stands there by now: read on"
-    END = "the log ends here, for now"
-    TORN = "what an append that never completed has left, at the end"
-    DAMAGE = "bytes that count cannot be read"
+class Asker(Enum):
+    READER = "a reader"
+    RECOVERY = "a recovery"
 
 
-class Act(Enum):
-    STOP = "reading ends here, for now"
-    OVER = "reading ends here, for good"
-    SKIP = "go on at the next intact frame"
-    RAISE = "CorruptLog"
+class Verdict(Enum):
+    END = "ends here for now"
+    CUT = "ends here"
+    SKIP = "skips"
+    REFUSE = "refuses"
 
 
-ACTS = {
-    (RecoveryMode.TOLERATE_TAIL, Kind.TORN): Act.STOP,
-    (RecoveryMode.TOLERATE_TAIL, Kind.DAMAGE): Act.RAISE,
-    (RecoveryMode.STRICT, Kind.TORN): Act.RAISE,
-    (RecoveryMode.STRICT, Kind.DAMAGE): Act.RAISE,
-    (RecoveryMode.POINT_IN_TIME, Kind.TORN): Act.OVER,
-    (RecoveryMode.POINT_IN_TIME, Kind.DAMAGE): Act.OVER,
-    (RecoveryMode.SALVAGE, Kind.TORN): Act.SKIP,
-    (RecoveryMode.SALVAGE, Kind.DAMAGE): Act.SKIP,
-}
+class Row(NamedTuple):
+    """None stands for both."""
+
+    asker: Asker
+    mode: RecoveryMode
+    vouched: bool | None
+    followed: bool | None
+    verdict: Verdict
+    why: str
 
 
-class Verdict(NamedTuple):
-    kind: Kind
-    reason: str = ""
+_READER, _RECOVERY = Asker.READER, Asker.RECOVERY
+_TOLERATE, _STRICT = RecoveryMode.TOLERATE_TAIL, RecoveryMode.STRICT
+_POINT, _SALVAGE = RecoveryMode.POINT_IN_TIME, RecoveryMode.SALVAGE
+
+TABLE = (
+    Row(_READER, _TOLERATE, False, False, Verdict.END, "a torn tail: nobody was told that this append was complete"),
+    Row(
+        _READER,
+        _TOLERATE,
+        False,
+        True,
+        Verdict.REFUSE,
+        "a recovery would end the log here: a reader does not decide that",
+    ),
+    Row(_READER, _TOLERATE, True, None, Verdict.REFUSE, "it was whole once: damage"),
+    Row(_READER, _STRICT, None, None, Verdict.REFUSE, "a torn tail, too, is more than this mode takes"),
+    Row(_READER, _POINT, None, None, Verdict.CUT, "the log is what stands before the first damage"),
+    Row(_READER, _SALVAGE, None, False, Verdict.END, "nothing is there to go on with"),
+    Row(_READER, _SALVAGE, None, True, Verdict.SKIP, "every intact frame counts"),
+    Row(_RECOVERY, _TOLERATE, False, False, Verdict.CUT, "a torn tail: nobody was told that this append was complete"),
+    Row(_RECOVERY, _TOLERATE, False, True, Verdict.CUT, "a hole that a power cut left in what no sync had covered"),
+    Row(_RECOVERY, _TOLERATE, True, None, Verdict.REFUSE, "it was whole once: damage, and a person has to decide"),
+    Row(_RECOVERY, _STRICT, None, None, Verdict.REFUSE, "a torn tail, too, is more than this mode takes"),
+    Row(_RECOVERY, _POINT, None, None, Verdict.CUT, "the log is what stands before the first damage"),
+    Row(_RECOVERY, _SALVAGE, None, False, Verdict.CUT, "nothing is there to go on with"),
+    Row(_RECOVERY, _SALVAGE, None, True, Verdict.SKIP, "every intact frame counts"),
+)
 
 
-def judge(
-    source: Source, segment: Segment, extent: Extent, window: FrameWindow, lsn: int, found: End | Damage, *, sure: bool
-) -> Verdict:
-    """What the place is at which `window` stands and LSN `lsn` should. The window stays there.
-
-    With `sure` a torn tail, too, is called one only when no append is under way.
-    """
-    offset = window.offset
-    if offset == extent.limit and extent.limit_lsn is None:
-        return Verdict(Kind.END)  # of what is published, or of the last segment
-    reason = found.reason if isinstance(found, Damage) else f"no frame stands here, LSN {lsn} should"
-    kind = Kind.DAMAGE
-    if extent.live or extent.limit_lsn is not None:
-        source.settle()
-        if not extent.live and is_early(segment.file, offset, found):
-            reason = with_hint(reason)
-    else:
-        behind = look_behind(segment, offset, lsn)
-        if isinstance(found, End):
-            if behind.blank:
-                return Verdict(Kind.END)  # zeros: space that was allocated and not used
-            reason = "zeros stand before other bytes"
-        if not behind.entries and not behind.exhausted:
-            kind = Kind.TORN
-            if sure:
-                source.settle()
-        elif is_early(segment.file, offset, found):
-            reason = with_hint(reason)
-    window.start(segment, offset)
-    again = window.next(lsn, source.extent(segment).limit)
-    window.start(segment, offset)
-    return Verdict(Kind.AGAIN) if isinstance(again, Frame) else Verdict(kind, reason)
+def judge(asker: Asker, mode: RecoveryMode, *, vouched: bool, followed: bool) -> Verdict:
+    """The verdict of the one row that fits."""
+    (verdict,) = (
+        row.verdict
+        for row in TABLE
+        if (row.asker, row.mode) == (asker, mode)
+        and row.vouched in (None, vouched)
+        and row.followed in (None, followed)
+    )
+    return verdict

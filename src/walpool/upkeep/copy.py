@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from walpool.errors import CorruptLog, LogBusy, LogNotFound, UnsafeLog, WALError
 from walpool.format.names import CHECKPOINT, ORIGIN, parse_segment_name, segment_name
-from walpool.read.scan import FrameWindow, scan_segment
+from walpool.read.scan import scan_segment
 from walpool.read.source import settle
+from walpool.read.window import FrameWindow
 from walpool.shared.catalog import CHUNK_BYTES, header_is_torn, list_segments
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import Control, ControlUnusable
@@ -239,7 +240,7 @@ def _end_of_frames(source: Directory) -> _End:
             following = first_lsn  # it was being made when everything ended
             continue
         problem = scan.problem
-        if problem and (scan.behind.entries or following or scan.written_whole or scan.next_lsn <= scan.durable_lsn):
+        if problem and (problem.followed or following or problem.whole or scan.next_lsn <= scan.durable_lsn):
             raise CorruptLog(scan.path, problem.offset, scan.next_lsn, problem.reason)
         return _End(first_lsn, scan.end, scan.next_lsn)
     raise LogNotFound(source.path, "the directory holds no segment that was made whole")

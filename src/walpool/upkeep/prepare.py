@@ -7,11 +7,12 @@ takes it under another.
 """
 
 from walpool.errors import WALError
-from walpool.format.frame import FRAME_BYTES, Frame
+from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import PREPARED, segment_name
-from walpool.read.scan import FrameWindow
 from walpool.read.seek import seek
+from walpool.read.walk import Extent, Walk
+from walpool.read.window import FrameWindow
 from walpool.shared.catalog import CHUNK_BYTES, Segment, file_holds_frames, is_zero, open_segment
 from walpool.system.files import CREATE, WRITE, Directory, File
 
@@ -96,16 +97,11 @@ def frames_end(segment: Segment, next_lsn: int) -> int | None:
     """Offset one past the last frame of a sealed segment that ends before `next_lsn`; None where that is not so."""
     if next_lsn == segment.header.first_lsn:
         return segment.header.entries_offset
-    size = segment.file.size()
-    offset, lsn = seek(segment, next_lsn - 1, size)
-    window = FrameWindow()
-    window.start(segment, offset)
-    while lsn < next_lsn:
-        found = window.next(lsn, size)
-        if not isinstance(found, Frame):
-            return None
-        lsn = found.next_lsn
-    return window.offset if lsn == next_lsn else None
+    extent = Extent(segment.file.size(), next_lsn)
+    walk = Walk(segment, FrameWindow(), extent, at=seek(segment, next_lsn - 1, extent.limit))
+    for _ in walk:
+        pass
+    return walk.offset if walk.lsn == next_lsn else None
 
 
 def used_bytes(segment: Segment, next_lsn: int) -> int:

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 from walpool.errors import WALError
 from walpool.format.entry import ENTRY_BYTES
-from walpool.format.frame import FRAME_BYTES, Frame
+from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
 from walpool.format.names import MAX_LSN, segment_name
-from walpool.read.scan import FrameWindow, SegmentScan
+from walpool.read.scan import SegmentScan
 from walpool.read.seek import seek
+from walpool.read.walk import Walk
+from walpool.read.window import FrameWindow
 from walpool.shared.catalog import open_segment
 from walpool.shared.control import Totals
 from walpool.shared.slot_rows import read_rows
@@ -102,15 +104,10 @@ def _frames(directory: Directory, first_lsn: int, since: int, end_lsn: int) -> C
     try:
         segment = open_segment(directory, first_lsn)
         try:
-            size = segment.file.size()
-            offset, lsn = seek(segment, since, size)
-            window = FrameWindow(1 << 18)
-            window.start(segment, offset)
-            while lsn < end_lsn:
-                frame = window.next(lsn, size)
-                if not isinstance(frame, Frame):
+            at = seek(segment, since, segment.file.size())
+            for frame in Walk(segment, FrameWindow(1 << 18), at=at):
+                if frame.first_lsn >= end_lsn:
                     break
-                lsn = frame.next_lsn
                 if frame.first_lsn >= since:
                     entries, batches, total = entries + frame.count, batches + 1, total + frame.end - frame.offset
         finally:

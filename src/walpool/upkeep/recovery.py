@@ -13,7 +13,8 @@ from walpool.errors import CorruptLog, LogFull, SyncFailed, WALError
 from walpool.format.header import WALHeader
 from walpool.format.names import LAST_OPEN_LSN, LEFTOVERS, PREPARED, segment_name
 from walpool.options import RecoveryMode
-from walpool.read.scan import FrameWindow, scan_segment
+from walpool.read.scan import scan_segment
+from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, is_zero, open_segment
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import LogState, create_control, last_totals, leftover

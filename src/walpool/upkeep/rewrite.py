@@ -10,9 +10,10 @@ Lock: maintenance and append, and no writer alive.
 from crc32c import crc32c
 
 from walpool.errors import CorruptLog, LogFull
-from walpool.format.frame import FRAME_PREFIX, Frame, seal
+from walpool.format.frame import FRAME_PREFIX, seal
 from walpool.format.header import HEADER_BYTES, WALHeader
-from walpool.read.scan import FrameWindow
+from walpool.read.walk import Extent, Walk
+from walpool.read.window import FrameWindow
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.system import clock, processes
 from walpool.system.files import CREATE, Directory, File
@@ -65,14 +66,7 @@ def _copy(directory: Directory, segments: list[int], inside: list[int], first_ls
         try:
             sequence = max(sequence, segment.header.sequence)
             following = next((later for later in segments if later > first), None)
-            window.start(segment, segment.header.entries_offset)
-            size = segment.file.size()
-            expected = first
-            while following is None or expected < following:
-                found = window.next(expected, size)
-                if not isinstance(found, Frame):
-                    break
-                expected = found.next_lsn
+            for found in Walk(segment, window, Extent(segment.file.size(), following)):
                 if found.next_lsn <= lsn:
                     continue
                 if found.first_lsn < lsn:

@@ -1,47 +1,21 @@
 """The survey: what the segments of a log say, and what each recovery mode makes of what is wrong with them.
 
-Holds: it needs no lock and touches nothing; the decision is the table below.
+Holds: it needs no lock and touches nothing; what to do about a place is decided by the table in read/verdict.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
 
 from walpool.errors import CorruptLog
 from walpool.options import RecoveryMode
-from walpool.read.scan import FrameWindow, SegmentScan, nobody_appends, scan_segment
-from walpool.read.verdict import with_hint
+from walpool.read.scan import SegmentScan, scan_segment
+from walpool.read.verdict import Asker, Verdict, judge, with_hint
+from walpool.read.walk import nobody_appends
+from walpool.read.window import FrameWindow
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import LogState
 from walpool.system.files import Directory
-
-
-class Decision(Enum):
-    CUT = "the log ends before the damage"
-    SKIP = "go on with the next intact frame"
-    REFUSE = "a person has to decide"
-
-
-# (mode, the damage is at or below the highest durable LSN, an intact frame follows it) -> what to do
-DECISIONS = {
-    (RecoveryMode.TOLERATE_TAIL, False, False): Decision.CUT,  # a torn tail
-    (RecoveryMode.TOLERATE_TAIL, False, True): Decision.CUT,  # a hole that a power cut left in unsynced bytes
-    (RecoveryMode.TOLERATE_TAIL, True, False): Decision.REFUSE,
-    (RecoveryMode.TOLERATE_TAIL, True, True): Decision.REFUSE,
-    (RecoveryMode.STRICT, False, False): Decision.REFUSE,
-    (RecoveryMode.STRICT, False, True): Decision.REFUSE,
-    (RecoveryMode.STRICT, True, False): Decision.REFUSE,
-    (RecoveryMode.STRICT, True, True): Decision.REFUSE,
-    (RecoveryMode.POINT_IN_TIME, False, False): Decision.CUT,
-    (RecoveryMode.POINT_IN_TIME, False, True): Decision.CUT,
-    (RecoveryMode.POINT_IN_TIME, True, False): Decision.CUT,
-    (RecoveryMode.POINT_IN_TIME, True, True): Decision.CUT,
-    (RecoveryMode.SALVAGE, False, False): Decision.CUT,
-    (RecoveryMode.SALVAGE, False, True): Decision.SKIP,
-    (RecoveryMode.SALVAGE, True, False): Decision.CUT,
-    (RecoveryMode.SALVAGE, True, True): Decision.SKIP,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +93,13 @@ def survey(
         place = Place(scan.path, scan.problem.offset, scan.next_lsn, scan.problem.reason)
         followed = behind > 0 or any(one.behind.exhausted for one in (scan, *later))
         # A frame whose checksum fits was written whole: what is wrong with it, no power cut did, and what follows it is
-        # no hole's other side. So no mode that spares durable entries cuts there.
-        decision = DECISIONS[mode, scan.written_whole or scan.next_lsn <= result.durable_lsn, followed]
-        if decision is Decision.REFUSE:
-            reason = with_hint(place.reason) if scan.early and followed else place.reason
+        # no hole's other side.
+        vouched = scan.problem.whole is not None or scan.next_lsn <= result.durable_lsn
+        verdict = judge(Asker.RECOVERY, mode, vouched=vouched, followed=followed)
+        if verdict is Verdict.REFUSE:
+            reason = with_hint(place.reason) if scan.problem.early and followed else place.reason
             raise CorruptLog(place.path, place.offset, place.lsn, reason)
-        if decision is Decision.CUT:
+        if verdict is Verdict.CUT:
             result.cut = place
             result.intact_behind = behind
             return result

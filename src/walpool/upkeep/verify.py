@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from walpool.errors import CorruptLog
-from walpool.format.entry import BodyError, decode_body
-from walpool.format.frame import Damage, End, Frame, SearchExhausted, find_frames
-from walpool.read.scan import FrameWindow, is_early, refuse_unknown
+from walpool.format.frame import Frame
+from walpool.options import RecoveryMode
 from walpool.read.source import Source
-from walpool.read.verdict import with_hint
-from walpool.shared.catalog import Segment, header_is_torn, is_zero, used_range
+from walpool.read.verdict import Asker, Verdict, judge, with_hint
+from walpool.read.walk import Stop, Walk
+from walpool.read.window import FrameWindow
+from walpool.shared.catalog import Segment, header_is_torn, is_zero
 from walpool.shared.origin import read_origin
 
 Progress = Callable[[int, int], None]  # bytes read, bytes there are
@@ -19,6 +20,7 @@ DAMAGE = "damage"  # a frame below the end of the log cannot be read
 GAP = "gap"  # LSNs are missing: a segment or part of one is gone
 TORN_TAIL = "torn tail"  # bytes of an append that never completed, at the end: no entry is lost
 EVIDENCE = "behind the cut"  # bytes that do not count, kept by a recovery or left by a killed writer
+WOULD_END = "; nothing says that it was durable: the next writer to open the log ends it here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class _Verification:
         self._window = FrameWindow(1 << 18)
         self._report = VerifyReport(source.path, source.control is not None)
         self._lsn = 0  # expected next
-        self._limit = 0  # offset up to which the segment is looked at
+        self._durable_lsn = 0  # the highest that anything states
+        self._unvouched: int | None = None  # the first finding that is damage, if nothing else vouches for the place
         self._early = False  # the last segment ended before the next one starts
         self._done = self._total = 0
 
@@ -105,12 +108,14 @@ class _Verification:
                 torn = following is None and state is None and self._is_torn(first_lsn)
                 self._find(TORN_TAIL if torn else DAMAGE, first_lsn, 0, error.reason)
                 continue
+            self._durable_lsn = max(self._durable_lsn, segment.header.durable_lsn)
             try:
                 report.segments += 1
                 self._segment(segment, following)
             finally:
                 segment.file.close()
         report.next_lsn = self._lsn
+        self._say_what_an_opening_does()
         return report
 
     def _open(self, first_lsn: int) -> Segment:
@@ -130,7 +135,7 @@ class _Verification:
         origin = read_origin(self._source.directory)  # after the names: retention notes first what it removes
         if origin is not None and origin.first_lsn < first_lsn:
             reason = f"LSN {origin.first_lsn} to {first_lsn - 1} are missing, and retention has not removed them"
-            self._find(GAP, first_lsn, 0, reason)
+            self._find(GAP, first_lsn, 0, reason, vouched=True)
 
     def _size(self, first_lsn: int) -> int:
         try:
@@ -140,94 +145,72 @@ class _Verification:
 
     def _segment(self, segment: Segment, following: int | None) -> None:
         extent = self._source.extent(segment)  # of a live log, this far and no further
-        self._limit = extent.limit
-        following = extent.limit_lsn if following is None else following
-        window, before = self._window, self._done
-        window.start(segment, segment.header.entries_offset)
-        while following is None or self._lsn < following:
-            found = window.next(self._lsn, self._limit)
-            if isinstance(found, Frame):
-                if following is not None and found.next_lsn > following:
-                    self._find(DAMAGE, segment.header.first_lsn, window.offset, f"a frame reaches past LSN {following}")
-                    return
-                self._frame(segment, found)
-                self._done = before + window.offset
+        if following is not None:
+            extent = extent._replace(limit_lsn=following)
+        before = self._done
+        walk = Walk(segment, self._window, extent, bodies=True)
+        while True:
+            for frame in walk:
+                self._count(frame)
+                self._done = before + walk.offset
                 self._progress(self._done, self._total)
-                continue
-            if not self._resume(segment, found, following, extent.live):
+            stop = walk.stop(self._source.settle)
+            self._lsn = walk.lsn
+            if stop is not None and not (stop.reason and self._resume(segment, walk, stop)):
                 break
         self._done = before + segment.file.size()
         self._progress(self._done, self._total)
-        if following is not None and self._lsn == following and window.offset < segment.file.size():
-            self._evidence(segment, window.offset)
+        if walk.lsn == extent.limit_lsn and walk.offset < segment.file.size():
+            self._evidence(segment, walk.offset)
 
-    def _frame(self, segment: Segment, frame: Frame) -> None:
+    def _say_what_an_opening_does(self) -> None:
+        """For where a reader refuses and a recovery does not."""
+        if self._unvouched is None or self._source.only is not None:
+            return
+        finding = self._report.findings[self._unvouched]
+        vouched = finding.lsn <= self._durable_lsn
+        if judge(Asker.RECOVERY, RecoveryMode.TOLERATE_TAIL, vouched=vouched, followed=True) is Verdict.CUT:
+            self._report.findings[self._unvouched] = replace(finding, reason=finding.reason + WOULD_END)
+
+    def _count(self, frame: Frame) -> None:
         report = self._report
-        refuse_unknown(frame, segment.file.path)
-        try:
-            decode_body(self._window.data, frame.body, frame.end, frame.count, frame.first_lsn)
-        except BodyError as error:
-            at = self._window.offset - (frame.end - frame.offset)
-            self._find(DAMAGE, segment.header.first_lsn, at, error.reason)
+        self._durable_lsn = max(self._durable_lsn, frame.durable_lsn)
         report.batches += 1
         report.entries += frame.count
         report.bytes += frame.end - frame.offset
-        self._lsn = frame.next_lsn
 
-    def _resume(self, segment: Segment, found: End | Damage, following: int | None, live: bool) -> bool:
-        """Where no frame stands: report it, and go to the next intact frame of this segment if there is one."""
-        offset, lsn = self._window.offset, self._lsn
-        limit = self._limit
-        if offset >= limit and following is None:
-            return False  # the end
-        start, end = used_range(segment.file, offset)
-        rest = segment.file.read(min(end, limit) - start, start)
-        gave_up = False
-        intact = None
-        try:
-            intact = next(find_frames(rest, 0, segment.header.marker, lsn), None)
-        except SearchExhausted:
-            gave_up = True
-        if intact is None and (any(rest) or live):
-            self._source.settle()
-        if self._is_there_by_now(segment, offset, live):
-            return True
-        reason = found.reason if isinstance(found, Damage) else ""
-        early = not live and is_early(segment.file, offset, found)
-        if intact is not None:
-            reason = reason or "zeros stand before intact frames"
-            self._find(DAMAGE, segment.header.first_lsn, offset, with_hint(reason) if early else reason)
-            if intact.first_lsn > lsn:
-                self._find(GAP, segment.header.first_lsn, offset, f"LSN {lsn} to {intact.first_lsn - 1} are lost")
-            self._lsn = intact.first_lsn
-            self._window.start(segment, start + intact.offset)
-            return True
-        if live or gave_up:
-            self._find(DAMAGE, segment.header.first_lsn, offset, reason or "no frame stands before the published tail")
-        elif following is not None:
-            if reason:
-                # run() adds which LSNs are missing
-                self._find(DAMAGE, segment.header.first_lsn, offset, with_hint(reason) if early else reason)
-            elif lsn < following:
-                self._early = True
-        elif any(rest):
-            self._find(TORN_TAIL, segment.header.first_lsn, offset, reason)
-        return False
-
-    def _is_there_by_now(self, segment: Segment, offset: int, live: bool) -> bool:
-        """One look is no proof beside a writer. Frames are written in order: the second look comes after later ones."""
-        if not live:
-            self._limit = max(self._limit, segment.file.size())
-        self._window.start(segment, offset)
-        again = self._window.next(self._lsn, self._limit)
-        self._window.start(segment, offset)
-        return isinstance(again, Frame)
+    def _resume(self, segment: Segment, walk: Walk, stop: Stop) -> bool:
+        """Report a place where no frame stands, and go to the next intact one of this segment if there is one."""
+        first_lsn, extent = segment.header.first_lsn, walk.extent
+        reason = stop.reason
+        if stop.short and not stop.followed:
+            self._early = True  # run() says which LSNs are missing
+            return False
+        followed = stop.followed or extent.limit_lsn is not None
+        whole = stop.whole is not None
+        vouched = extent.live or whole
+        verdict = judge(Asker.READER, RecoveryMode.TOLERATE_TAIL, vouched=vouched, followed=followed)
+        kind = TORN_TAIL if verdict is Verdict.END else DAMAGE
+        self._find(
+            kind, first_lsn, stop.offset, with_hint(reason) if stop.early and followed else reason, vouched=whole
+        )
+        if stop.whole is not None:
+            self._count(stop.whole)
+            self._lsn = stop.whole.next_lsn
+        if not walk.skip(stop):
+            return False
+        if walk.lsn > self._lsn:
+            self._find(GAP, first_lsn, stop.offset, f"LSN {self._lsn} to {walk.lsn - 1} are lost")
+        self._lsn = walk.lsn
+        return True
 
     def _evidence(self, segment: Segment, offset: int) -> None:
         if not is_zero(segment.file, offset):
             size = segment.file.size() - offset
             self._find(EVIDENCE, segment.header.first_lsn, offset, f"{size} bytes that do not count")
 
-    def _find(self, kind: str, first_lsn: int, offset: int, reason: str) -> None:
+    def _find(self, kind: str, first_lsn: int, offset: int, reason: str, *, vouched: bool = False) -> None:
+        if kind in (DAMAGE, GAP) and not self._report.damaged and not vouched and not self._report.live:
+            self._unvouched = len(self._report.findings)
         path = self._source.directory.join(self._source.name_of(first_lsn))
         self._report.findings.append(Finding(kind, path, offset, self._lsn, reason))

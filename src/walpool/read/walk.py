@@ -1,0 +1,229 @@
+"""The walk: the frames of one segment in order, why they stop, and what is intact behind that place.
+
+Holds: one look is no proof, because a writer may be at work there. Frames are written in order: where later ones were
+seen, the earlier one is there by now, so the place is looked at again after everything that speaks against it. What
+to do about a stop is for read/verdict.py.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from walpool.errors import UnsupportedVersion
+from walpool.format.body import check_body
+from walpool.format.entry import BodyError
+from walpool.format.frame import FRAME_BYTES, Damage, End, Frame, SearchExhausted, find_frames
+from walpool.read.window import FrameWindow
+from walpool.shared.catalog import Segment, used_range
+from walpool.system.files import File
+
+
+class Extent(NamedTuple):
+    """How far one segment counts."""
+
+    limit: int  # offset one past the last byte to look at
+    limit_lsn: int | None = None  # first LSN of the next segment, None when there is none
+    live: bool = False  # `limit` is the published tail: whatever is before it is a frame, or damaged
+
+
+class Behind(NamedTuple):
+    """Intact frames behind a place where none stands: the evidence that tells damage from a torn tail."""
+
+    entries: int = 0
+    durable_lsn: int = 0  # the highest that any of them states
+    exhausted: bool = False  # the search gave up: there may be more
+    next_lsn: int = 0  # one past the last entry of them
+    first: Frame | None = None  # of them; offsets are those in the file
+    blank: bool = False  # nothing but zeros, or nothing
+
+
+class Stop(NamedTuple):
+    """Where the frames of a segment stop. Without a reason they end there: zeros may follow, or the next segment."""
+
+    offset: int  # in the file
+    lsn: int  # expected there
+    reason: str = ""
+    behind: Behind = Behind()
+    whole: Frame | None = None  # a frame whose checksum fits and whose entries do not add up: no torn write
+    short: bool = False  # zeros, or the end of the file, in a segment that others follow
+    early: bool = False  # as if a copier had been there before the bytes
+
+    @property
+    def followed(self) -> bool:
+        """Whether an intact frame of this segment stands behind, or may: then this is no end."""
+        return self.behind.entries > 0 or self.behind.exhausted
+
+
+def nobody_appends() -> None:
+    """What there is to wait for then."""
+
+
+class Walk:
+    """The frames of a segment from `at`, an offset and the LSN that stands there; from its first frame without it.
+
+    With `bodies` frames of newer versions are refused, and a frame whose entries do not add up is a stop, too.
+    """
+
+    def __init__(
+        self,
+        segment: Segment,
+        window: FrameWindow,
+        extent: Extent | None = None,
+        *,
+        at: tuple[int, int] | None = None,
+        bodies: bool = False,
+    ) -> None:
+        self._segment = segment
+        self._window = window
+        self.extent = extent or Extent(segment.file.size())
+        self._bodies = bodies
+        offset, self.lsn = at or (segment.header.entries_offset, segment.header.first_lsn)
+        self._found: End | Damage | None = None  # in place of a frame
+        self._misfit: Stop | None = None  # a frame that is whole: no second look would help
+        window.start(segment, offset)
+
+    @property
+    def offset(self) -> int:
+        """One past the last frame that was given, in the file."""
+        return self._window.offset
+
+    def __iter__(self) -> Iterator[Frame]:
+        window, bodies = self._window, self._bodies
+        limit, limit_lsn, live = self.extent
+        self._found = self._misfit = None
+        while limit_lsn is None or self.lsn < limit_lsn:
+            found = window.next(self.lsn, limit)
+            if not isinstance(found, Frame):
+                self._found = found
+                return
+            if limit_lsn is not None and found.next_lsn > limit_lsn:
+                self._found = Damage(window.put_back(found), "")
+                return
+            if bodies:
+                refuse_unknown(found, self._segment.file.path)
+                try:
+                    check_body(window.data, found.body, found.end, found.count)
+                except BodyError as error:
+                    behind = look_behind(self._segment, window.offset, found.next_lsn, limit if live else None)
+                    self._misfit = Stop(window.put_back(found), self.lsn, error.reason, behind, whole=found)
+                    return
+            self.lsn = found.next_lsn
+            yield found
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether other bytes than zeros stood, at the first look, where the frames stopped."""
+        return isinstance(self._found, Damage)
+
+    def stop(self, settle: Callable[[], None] = nobody_appends) -> Stop | None:
+        """Why the frames have stopped; None when, looked at again, a frame stands there: iterate again.
+
+        `settle` waits for an append that is under way.
+        """
+        if self._found is None:
+            return self._misfit or Stop(self.offset, self.lsn)
+        return examine(self._segment, self._window, self.lsn, self._found, self.extent, self._grown, settle)
+
+    def _grown(self) -> Extent:
+        """The extent as it is meanwhile: a published tail stays where it was when the walk began."""
+        if not self.extent.live:
+            self.extent = self.extent._replace(limit=max(self.extent.limit, self._segment.file.size()))
+        return self.extent
+
+    def skip(self, stop: Stop) -> bool:
+        """Go on at the first intact frame behind `stop`, if there is one; False: with the next segment."""
+        first, limit_lsn = stop.behind.first, self.extent.limit_lsn
+        if first is None or (limit_lsn is not None and first.next_lsn > limit_lsn):
+            return False
+        self.lsn = first.first_lsn
+        self._window.start(self._segment, first.offset)
+        return True
+
+
+def examine(
+    segment: Segment,
+    window: FrameWindow,
+    lsn: int,
+    found: End | Damage,
+    extent: Extent,
+    now: Callable[[], Extent],
+    settle: Callable[[], None],
+) -> Stop | None:
+    """What the place is at which `window` stands, and LSN `lsn` should; None: a frame does by now. The window stays.
+
+    `extent` is what was read up to, `now()` what it is meanwhile.
+    """
+    offset = window.offset
+    if offset >= extent.limit and extent.limit_lsn is None:
+        return Stop(offset, lsn)  # of what is published, or of the last segment
+    behind = look_behind(segment, offset, lsn, extent.limit if extent.live else None)
+    blank = isinstance(found, End) and behind.blank
+    if blank and extent.limit_lsn is None and not extent.live:
+        return Stop(offset, lsn)  # zeros: space that was allocated and not used
+    if not behind.entries:
+        settle()
+    window.start(segment, offset)
+    extent = now()
+    again = window.next(lsn, extent.limit)
+    window.start(segment, offset)
+    if isinstance(again, Frame):
+        if extent.limit_lsn is None or again.next_lsn <= extent.limit_lsn:
+            return None
+        return Stop(offset, lsn, f"a frame reaches past LSN {extent.limit_lsn}, where the next segment starts")
+    if isinstance(found, Damage):
+        reason = found.reason
+    elif not behind.blank:
+        reason = "zeros stand before other bytes"
+    elif extent.limit_lsn is not None:
+        reason = f"the segment ends at LSN {lsn}, the next one starts at {extent.limit_lsn}"
+    else:
+        reason = f"no frame stands here, LSN {lsn} should"
+    early = not extent.live and _is_early(segment.file, offset, found)
+    return Stop(offset, lsn, reason, behind, short=blank and not extent.live, early=early)
+
+
+def refuse_unknown(frame: Frame, path: str) -> None:
+    """Raises UnsupportedVersion for a frame whose flags this version does not define."""
+    if frame.flags:
+        raise UnsupportedVersion(
+            f"{path}: LSN {frame.first_lsn} uses codec {frame.flags & 15} (flags {frame.flags:#x}), written by a newer"
+            " walpool: upgrade to read it"
+        )
+
+
+def _is_early(file: File, offset: int, found: End | Damage) -> bool:
+    """Whether a place looks as if a copier had read it before all of it was written: it begins or ends with zeros, or
+    the file ends in it.
+    """
+    if isinstance(found, End):
+        return True
+    head = file.read(FRAME_BYTES, offset)
+    end = offset + FRAME_BYTES + int.from_bytes(head[8:12], "little")
+    return head[:1] == b"\0" or end > file.size() or not any(file.read(16, end - 16))
+
+
+def look_behind(segment: Segment, offset: int, least_lsn: int, limit: int | None = None) -> Behind:
+    """What is intact behind `offset`, from `least_lsn` on."""
+    start, end = used_range(segment.file, offset)
+    if limit is not None:
+        start, end = min(start, limit), min(end, limit)
+    rest = segment.file.read(end - start, start)
+    if not rest:
+        return Behind(blank=True)
+    return intact(rest, start, segment.header.marker, least_lsn)
+
+
+def intact(data: bytes, base: int, marker: int, least_lsn: int, offset: int = 0) -> Behind:
+    """What is intact in `data`, which stands at `base` of its file, from `offset` of it on."""
+    entries = durable_lsn = next_lsn = 0
+    first: Frame | None = None
+    exhausted = False
+    try:
+        for frame in find_frames(data, offset, marker, least_lsn):
+            entries += frame.count
+            durable_lsn = max(durable_lsn, frame.durable_lsn)
+            next_lsn = frame.next_lsn
+            if first is None:
+                first = frame._replace(offset=base + frame.offset, body=base + frame.body, end=base + frame.end)
+    except SearchExhausted:
+        exhausted = True
+    return Behind(entries, durable_lsn, exhausted, next_lsn, first)
