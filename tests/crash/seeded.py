@@ -294,10 +294,11 @@ BUGS = [
     ),
     Bug(
         "a child unlocks what its parent holds",
-        "system/files.py",
-        "    def after_fork(self) -> None:\n        self.close()\n\n    @property",
-        "    def after_fork(self) -> None:\n        __import__('fcntl').flock(self.fd, 8)\n"
-        "        self.close()\n\n    @property",
+        "write/handle.py",
+        "            session.drop()\n",
+        "            for lock in (session.log.append_lock, session.log.sync_lock):\n"
+        "                lock.unlock(lock.fd, 8)\n"
+        "            session.drop()\n",
         "tests/processes/test_lock_holders.py",
     ),
     Bug(
