@@ -218,7 +218,7 @@ def let_the_disk_die(channel: Channel, log: Path, folder: Path) -> None:
             in_child(lambda n=number, mode=mode: append_until_the_disk_dies(log, acks, f"w{n}", mode, folder / "dead"))
         pids.append(pid)
     names = [acks / f"w{number}" for number in range(4)]
-    until(lambda: all(path.exists() and path.stat().st_size > 2000 for path in names), "all four append")
+    until(lambda: all(path.exists() and path.stat().st_size > 200 for path in names), "all four append")
     (folder / "dead").touch()
     assert [reap(pid) for pid in pids] == [0] * 4
     judge_after_kills(log, acks)
