@@ -111,6 +111,17 @@ def test_the_public_module_holds_names_and_nothing_else() -> None:
 
 
 @each_file
+def test_a_name_is_imported_from_where_it_lives(file: Path) -> None:
+    """Not from a module that has it from another one; but from `walpool` itself, which has the public names."""
+    wrong = []
+    for module, name, line in imports_of(file):
+        there = SOURCE.parent.joinpath(*module.split(".")).with_suffix(".py")
+        if module.startswith("walpool.") and there.exists() and name in {each for _, each, _ in imports_of(there)}:
+            wrong.append(f"{name_of(file)}:{line}: {name} does not live in {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@each_file
 def test_only_the_system_room_talks_to_the_system(file: Path) -> None:
     room = room_of(file)
     if room == "system":

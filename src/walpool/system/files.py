@@ -12,8 +12,7 @@ import sys
 
 from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
-from walpool.system.failures import typed_error as typed_error
-from walpool.system.failures import typed_errors as typed_errors
+from walpool.system.failures import typed_error, typed_errors
 from walpool.system.forks import reopen_after_fork
 
 _SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -27,11 +27,10 @@ from weakref import WeakSet, ref
 
 from walpool.errors import LogBusy, LogClosed
 from walpool.system.calls import calls
-from walpool.system.files import Directory, File, typed_error, typed_errors
-from walpool.system.forks import reopen_after_fork as reopen_after_fork
-from walpool.system.threads import leave as leave
-from walpool.system.threads import mutex as mutex
-from walpool.system.threads import mutexes_of_this_thread
+from walpool.system.failures import typed_error, typed_errors
+from walpool.system.files import Directory, File
+from walpool.system.forks import reopen_after_fork
+from walpool.system.threads import leave, mutex, mutexes_of_this_thread
 
 MAINTENANCE_POLL_S = 0.005
 LOCK_EX = fcntl.LOCK_EX

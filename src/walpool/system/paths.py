@@ -6,7 +6,8 @@ import stat
 
 from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
-from walpool.system.files import Directory, close_descriptor, typed_error, typed_errors
+from walpool.system.failures import typed_error, typed_errors
+from walpool.system.files import Directory, close_descriptor
 
 
 def create_directory(path: str | os.PathLike[str], mode: int) -> None:

@@ -44,7 +44,8 @@ from walpool.shared.control import (
 )
 from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
-from walpool.system.files import WRITE, Directory, File, typed_error
+from walpool.system.failures import typed_error
+from walpool.system.files import WRITE, Directory, File
 from walpool.system.filesystems import check_local
 from walpool.system.locks import Maintenance, ProcessLock
 from walpool.system.paths import create_directory

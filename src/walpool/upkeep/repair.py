@@ -16,7 +16,8 @@ from walpool.read.source import settle
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import Control, ControlUnusable, LogState
 from walpool.shared.slots import any_alive
-from walpool.system.files import Directory, typed_errors
+from walpool.system.failures import typed_errors
+from walpool.system.files import Directory
 from walpool.system.locks import Maintenance
 from walpool.upkeep.aside import Aside, discard
 from walpool.upkeep.opening import lock_mode, rebuild

@@ -46,8 +46,10 @@ from walpool.shared.slot_rows import (
     bucket_word,
 )
 from walpool.system.calls import calls
-from walpool.system.files import cut_back, typed_error, write_rest
-from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock, leave
+from walpool.system.failures import typed_error
+from walpool.system.files import cut_back, write_rest
+from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock
+from walpool.system.threads import leave
 from walpool.upkeep.opening import AGAIN, CUT, OpenLog
 from walpool.upkeep.prepare import write_ahead
 from walpool.write.rotation import check_fits, rotate

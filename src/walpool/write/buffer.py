@@ -14,8 +14,8 @@ from weakref import ref
 
 from walpool.errors import LogClosed, WALError
 from walpool.shared.slot_rows import BUFFERED, SlotRow
-from walpool.system.locks import itself, leave, mutex
-from walpool.system.threads import Helpers, Waker
+from walpool.system.locks import itself
+from walpool.system.threads import Helpers, Waker, leave, mutex
 
 log = logging.getLogger("walpool")
 

@@ -16,8 +16,8 @@ from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
 from walpool.shared.poison import refuse_poisoned
 from walpool.shared.slots import MAX_SLOTS
-from walpool.system.locks import ByteLocks, Maintenance, mutex
-from walpool.system.threads import Helpers
+from walpool.system.locks import ByteLocks, Maintenance
+from walpool.system.threads import Helpers, mutex
 from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import prepare, trim
 from walpool.upkeep.retention import prune

@@ -17,9 +17,10 @@ from walpool.format.header import HEADER_BYTES
 from walpool.options import SyncMode, WriterOptions
 from walpool.shared.counters import counters_of
 from walpool.shared.slot_rows import SlotRow, claim
-from walpool.system.files import typed_error
+from walpool.system.failures import typed_error
 from walpool.system.forks import reopen_after_fork
-from walpool.system.locks import itself, mutex
+from walpool.system.locks import itself
+from walpool.system.threads import mutex
 from walpool.upkeep.opening import OpenLog, open_log
 from walpool.upkeep.recovery import RecoveryReport
 from walpool.upkeep.room import make_room

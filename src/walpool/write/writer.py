@@ -12,7 +12,7 @@ from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, bad_tim
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
 from walpool.shared.metrics import WALMetrics
 from walpool.system.calls import calls
-from walpool.system.files import typed_errors
+from walpool.system.failures import typed_errors
 from walpool.system.locks import itself
 from walpool.upkeep.checkpoint import state_checkpoint
 from walpool.upkeep.recovery import RecoveryReport
