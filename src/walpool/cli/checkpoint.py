@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Exit:
-    require_log(args.log)  # a writer would make what is not there
+    require_log(args.log).close()  # a writer would make what is not there
     with WALWriter(args.log, lock_timeout=10.0, allow_network_fs=args.allow_network_fs) as writer:
         try:
             stated = writer.checkpoint(args.lsn)

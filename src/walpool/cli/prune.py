@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Exit:
-    require_log(args.log)  # a writer would make what is not there
+    require_log(args.log).close()  # a writer would make what is not there
     if args.quarantine:
         return _discard(args)
     rule = Retention(not args.no_checkpoint, args.max_bytes, args.max_age, args.max_segments, args.max_pinned_bytes)

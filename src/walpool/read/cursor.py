@@ -43,7 +43,17 @@ class Cursor:
         self._tail: Tail | None = None
         self._pin: Pin | None = None
         self._from_the_first = start is None  # then nothing is missed that retention removes before it is read
-        self.start = 1 if start is None else self.next_lsn() if start == "end" else start
+        self.start = 1
+        try:
+            self._begin(start, pin)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, start: Start, pin: bool) -> None:
+        source = self.source
+        if start is not None:
+            self.start = self.next_lsn() if start == "end" else start
         if pin:
             self._start_pin()
         first = source.segments()[0]

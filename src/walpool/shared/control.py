@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from walpool.errors import WALError
+from walpool.errors import UnsafeLog, WALError
 from walpool.format.names import APPEND_LOCK, CONTROL, MAX_LSN, SLOTS_LOCK, SYNC_LOCK
 from walpool.system import processes
 from walpool.system.files import CREATE, READ, WRITE, Directory, File
@@ -209,7 +209,7 @@ def last_totals(directory: Directory) -> Totals:
     """The totals of the block in place, if it is a whole one of this layout: it may be void in all else."""
     try:
         file = directory.open(CONTROL)
-    except (FileNotFoundError, WALError):
+    except (FileNotFoundError, UnsafeLog):
         return Totals()
     try:
         block = file.read(CONTROL_BYTES, 0)

@@ -245,7 +245,7 @@ def read_rows(directory: Directory) -> list[RowValues]:
     """Every row that was ever claimed, without a lock. A row that makes no sense is left out; no file is no rows."""
     try:
         file = directory.open(METRICS, READ)
-    except (FileNotFoundError, WALError):
+    except (FileNotFoundError, UnsafeLog):
         return []
     try:
         if file.read(len(_HEADER), 0) != _HEADER:

@@ -12,7 +12,7 @@ import sys
 
 from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
-from walpool.system.failures import typed_error, typed_errors
+from walpool.system.failures import no_directory, typed_error, typed_errors
 from walpool.system.forks import reopen_after_fork
 
 _SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -171,11 +171,12 @@ class Directory:
         self.path = os.path.abspath(os.fspath(path))
         reopen_after_fork(self)
         try:
-            with typed_errors(self.path):
-                self.fd = calls.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                self.stat = calls.fstat(self.fd)
+            self.fd = calls.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self.stat = calls.fstat(self.fd)
         except FileNotFoundError:
             raise LogNotFound(self.path, "no such log") from None
+        except OSError as error:
+            raise no_directory(error, self.path) from error
 
     def replaced(self) -> str | None:
         """What the path leads to by now, when that is not this directory; None while it is, or nobody lets us look."""

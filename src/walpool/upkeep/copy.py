@@ -11,6 +11,7 @@ could be changed under the other. The log is only read.
 import logging
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -90,14 +91,14 @@ def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: P
         UnsupportedVersion: upgrade walpool.
         LogFull, IOFailed: retry when the cause is gone.
     """
-    source = require_log(path)
-    parent, name = parent_of(dest)
-    if parent.identity(name) is not None:
-        raise UnsafeLog(parent.join(name), "refused: it exists already, and a copy replaces nothing")
-    if (parent.stat.st_dev, parent.stat.st_ino) == (source.stat.st_dev, source.stat.st_ino):
-        raise UnsafeLog(parent.join(name), "refused: it would be inside the log")
-    with typed_errors(parent.join(name)):  # syncs and locks
-        return _copy(source, parent, name, progress or (lambda done, total: None))
+    with closing(require_log(path)) as source:
+        parent, name = parent_of(dest)
+        with closing(parent), typed_errors(parent.join(name)):  # syncs and locks
+            if parent.identity(name) is not None:
+                raise UnsafeLog(parent.join(name), "refused: it exists already, and a copy replaces nothing")
+            if (parent.stat.st_dev, parent.stat.st_ino) == (source.stat.st_dev, source.stat.st_ino):
+                raise UnsafeLog(parent.join(name), "refused: it would be inside the log")
+            return _copy(source, parent, name, progress or (lambda done, total: None))
 
 
 def _copy(source: Directory, parent: Directory, name: str, progress: Progress) -> CopyReport:

@@ -88,7 +88,7 @@ class OpenLog:
                 why = CUT
             else:
                 continue
-            raise UnsafeLog(file.path, f"{why}; nothing was appended; {AGAIN}")
+            raise UnsafeLog(file.path, f"{why}; {AGAIN}")
 
     def check_path(self) -> None:
         """Raises LogReplaced unless the path leads to our directory."""
@@ -125,6 +125,14 @@ def open_log(path: str, options: WriterOptions) -> OpenLog:
 def _open_log(path: str, options: WriterOptions) -> OpenLog:
     create_directory(path, options.mode)
     directory = Directory(path)
+    try:
+        return _open_in(directory, options)
+    except BaseException:
+        directory.close()
+        raise
+
+
+def _open_in(directory: Directory, options: WriterOptions) -> OpenLog:
     directory.check_ours()
     if not options.allow_network_fs:
         check_local(directory)

@@ -271,7 +271,7 @@ class Appender:
         self._log.check_names(active.segment.file if known else None, state.tail)
         (segment, offset), file = self._seen, active.segment.file
         if known and segment == state.segment and file.read(4, offset) != active.marker.to_bytes(4, "little"):
-            raise UnsafeLog(file.path, f"{CUT}; nothing was appended; {AGAIN}")  # also when it has grown again since
+            raise UnsafeLog(file.path, f"{CUT}; {AGAIN}")  # also when it has grown again since
         self._seen = (state.segment, state.last_frame) if state.last_frame else (0, 0)
         if state.tail > self._size_limit // 2 and state.segment != self._half_full:
             self._half_full = state.segment

@@ -17,7 +17,7 @@ from walpool.format.header import HEADER_BYTES
 from walpool.options import SyncMode, WriterOptions
 from walpool.shared.counters import counters_of
 from walpool.shared.slot_rows import SlotRow, claim
-from walpool.system.failures import typed_error
+from walpool.system.failures import nothing_appended, typed_error
 from walpool.system.forks import reopen_after_fork
 from walpool.system.locks import itself
 from walpool.system.threads import mutex
@@ -95,7 +95,7 @@ class Handle:
         except LogFull:
             if self.options.retention is None or not make_room(self.path, self.options).removed:
                 raise
-            return open_log(self.path, self.options)
+        return open_log(self.path, self.options)
 
     def _claim_row(self, opened: OpenLog, notes: list[str]) -> SlotRow | None:
         options = self.options
@@ -162,8 +162,7 @@ class Handle:
         except Exception:
             if appended or not session.forked:
                 raise
-            return self.append_durable(body, count, largest)
-        return appended[0]
+        return appended[0] if appended else self.append_durable(body, count, largest)
 
     def _settle(self, session: Session, lsns: range) -> None:
         try:
@@ -182,7 +181,9 @@ class Handle:
         except ValueError:
             if not session.forked:
                 raise
-            self.call(lambda session: session.committer.settle(lsns.stop - 1))
+        else:
+            return
+        self.call(lambda session: session.committer.settle(lsns.stop - 1))
 
     def append(self, body: bytes, count: int, largest: int) -> int:
         first_lsn = self._append(body, count, largest)
@@ -197,7 +198,8 @@ class Handle:
         try:
             return append(body, count, largest)
         except BaseException as error:
-            return self.not_appended(appender, error, body, count, largest)
+            first_lsn = self.not_appended(appender, error, body)
+        return first_lsn or self._append(body, count, largest)  # not in the `except`: see `not_appended`
 
     def do_chores_left(self) -> None:
         """See Owner."""
@@ -205,7 +207,11 @@ class Handle:
         if session is not None and session.appender.chores:
             self.do_chores()
 
-    def not_appended(self, appender: Appender, error: BaseException, body: bytes, count: int, largest: int) -> int:
+    def not_appended(self, appender: Appender, error: BaseException, body: bytes) -> int:
+        """For the `except` of a call of `appender`: the first LSN if it was appended all the same; 0: try again.
+
+        Behind the `except`, not in it: what ends the next wait would have to tell of this error, too.
+        """
         first_lsn = appender.after_exception(body)
         if first_lsn is not None:
             return first_lsn
@@ -215,13 +221,16 @@ class Handle:
         if isinstance(error, Retired) or appender.forked:
             if session is not None and session.appender is appender:
                 self.let_go(session)
-            return self._append(body, count, largest)
+            return 0
         self.failed(error)
-        if isinstance(error, OSError):
-            typed = typed_error(error, self.path)
-            if typed is not error:
-                raise typed from error
-        raise error
+        try:
+            if isinstance(error, WALError):
+                raise nothing_appended(error).with_traceback(error.__traceback__) from error.__cause__
+            if isinstance(error, OSError):
+                raise nothing_appended(typed_error(error, self.path)) from error
+            raise error
+        finally:
+            del error  # or it would keep, in a cycle with this frame, what our callers have
 
     def failed(self, error: _Error) -> _Error:
         """Count a call that raises."""

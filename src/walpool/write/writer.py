@@ -157,10 +157,11 @@ class WALWriter:
                 append = appender.timed_append if appender.timed else appender.append
                 lsn = append(body, 1, len(body))  # what `_append` does, one call less: 0.1 us of a put
             except BaseException as error:
-                return self._handle.not_appended(appender, error, body, 1, len(body))
-            if appender.chores:
-                self._handle.do_chores()
-            return lsn
+                lsn = self._handle.not_appended(appender, error, body)
+            if lsn:
+                if appender.chores:
+                    self._handle.do_chores()
+                return lsn
         return self._handle.append_or_buffer(body, len(body))
 
     def delete(self, key: Bytes, timestamp: int | None = None) -> int:
