@@ -1,6 +1,7 @@
 """Failures: what the system refuses, as the walpool error that a caller can act on."""
 
 import errno
+import logging
 import os
 import resource
 import stat
@@ -8,6 +9,8 @@ from types import TracebackType
 
 from walpool.errors import IOFailed, LogFull, LogNotFound, UnsafeLog, WALError
 from walpool.system.calls import calls
+
+log = logging.getLogger("walpool")
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK}
@@ -74,6 +77,13 @@ def nothing_appended(error: Exception) -> Exception:
     return error
 
 
+def in_words(error: BaseException) -> str:
+    """What it says, without the number that str() of an OSError begins with; and the way out, as below."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    number = error.errno if isinstance(error, OSError) else None
+    return explained(number) if number is not None and said == os.strerror(number) else said
+
+
 def explained(number: int) -> str:
     """What the system says of an errno, and the way out where that is not plain."""
     what = os.strerror(number)
@@ -109,3 +119,24 @@ def link_at(path: str, way_out: str) -> str | None:
         return "a symbolic link that leads nowhere"
     except OSError:
         return "a symbolic link that leads in a circle, or where we may not look"
+
+
+# Of what has no caller that it could be raised to
+
+MOST_TEXTS = 100
+_said: dict[tuple[str, str], dict[str, object]] = {}
+
+
+def say_once(path: str, subject: str, text: str, level: int = logging.WARNING) -> None:
+    """Log what goes wrong beside the calls on a log: once for this process and log, until it is `over`."""
+    texts = _said.setdefault((path, subject), {})
+    if len(texts) > MOST_TEXTS:
+        texts.clear()
+    mine = object()
+    if texts.setdefault(text, mine) is mine:  # one step: threads that meet the same thing at once say it once
+        log.log(level, "%s", text)
+
+
+def over(path: str, subject: str) -> None:
+    """It went well: when it goes wrong again, that is news."""
+    _said.pop((path, subject), None)

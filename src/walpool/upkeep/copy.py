@@ -26,7 +26,7 @@ from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import Control, ControlUnusable
 from walpool.shared.origin import new_origin, write_origin
 from walpool.shared.pins import Pin
-from walpool.system.failures import typed_errors
+from walpool.system.failures import in_words, typed_errors
 from walpool.system.files import CREATE, Directory, File
 from walpool.system.locks import try_lock
 from walpool.system.paths import make_directory, parent_of, remove_directory, set_mode
@@ -169,7 +169,7 @@ def _discard(parent: Directory, name: str, work: Directory) -> None:
             work.unlink(each)
         remove_directory(parent, temporary)
     except (OSError, WALError) as error:
-        log.warning("%s: what there was of the copy could not be removed: %s", parent.join(temporary), error)
+        log.warning("%s: what there was of the copy could not be removed: %s", parent.join(temporary), in_words(error))
 
 
 # The copying

@@ -17,7 +17,7 @@ from walpool.format.header import HEADER_BYTES
 from walpool.options import SyncMode, WriterOptions
 from walpool.shared.counters import counters_of
 from walpool.shared.slot_rows import SlotRow, claim
-from walpool.system.failures import nothing_appended, typed_error
+from walpool.system.failures import in_words, nothing_appended, over, say_once, typed_error
 from walpool.system.forks import reopen_after_fork
 from walpool.system.locks import itself
 from walpool.system.threads import mutex
@@ -85,8 +85,10 @@ class Handle:
         if self.closed:  # by another thread, which did not see the session
             self.let_go(session)
             raise LogClosed(f"{self.path}: the writer is closed")
-        for note in notes + (opened.report.told(self.path) if opened.report is not None else []):
-            log.warning("%s", note)
+        for note in notes:
+            say_once(self.path, "metrics", note)
+        for line in opened.report.told(self.path) if opened.report is not None else []:
+            log.warning("%s", line)
         return session
 
     def _open_log(self) -> OpenLog:
@@ -104,7 +106,7 @@ class Handle:
         try:
             return claim(opened.directory, opened.slot, options.mode, options.sync_mode, options.name)
         except (WALError, OSError) as error:
-            notes.append(f"{self.path}: this writer will not show in the metrics: {error}")
+            notes.append(f"{self.path}: this writer will not show in the metrics: {in_words(error)}")
             return None
 
     def call(self, body: Callable[[Session], _Result]) -> _Result:
@@ -255,6 +257,7 @@ class Handle:
                 session.close_if_left()  # somebody interrupted the append to close the writer
             else:
                 session.call(lambda: self._wake_helpers(session))
+                over(self.path, "chores")
         except LogClosed:
             pass
         except BaseException as error:
@@ -263,7 +266,7 @@ class Handle:
             appender.wanted = appender.chores = True  # an interrupt, too, must not end what sync_interval_s promises
             if not isinstance(error, (OSError, RuntimeError, WALError)):  # RuntimeError: no thread can be started
                 raise
-            log.warning("%s: %s; the next append tries again", self.path, error)
+            say_once(self.path, "chores", f"{self.path}: {in_words(error)}; the next append tries again")
 
     def _wake_helpers(self, session: Session) -> None:
         appender = session.appender
