@@ -13,6 +13,7 @@ import argparse
 from dataclasses import asdict
 
 from walpool import Retention, WALWriter
+from walpool.cli import arguments
 from walpool.cli.exits import Exit
 from walpool.cli.output import amount, print_json
 from walpool.options import WriterOptions
@@ -20,12 +21,16 @@ from walpool.upkeep.repair import discard_quarantine, require_log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG")
+    parser.add_argument("log", type=arguments.place, metavar="LOG")
     parser.add_argument("--no-checkpoint", action="store_true", help="leave the checkpoint aside, use the other rules")
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="until the log has at most N bytes")
-    parser.add_argument("--max-age", type=float, metavar="SECONDS", help="what was sealed longer ago")
-    parser.add_argument("--max-segments", type=int, metavar="N", help="until there are at most N segments")
-    parser.add_argument("--max-pinned-bytes", type=int, metavar="N", default=1 << 30, help="default: 1 GiB")
+    parser.add_argument("--max-bytes", type=arguments.number(0), metavar="N", help="until the log has at most N bytes")
+    parser.add_argument("--max-age", type=arguments.seconds(), metavar="SECONDS", help="what was sealed longer ago")
+    parser.add_argument(
+        "--max-segments", type=arguments.number(0), metavar="N", help="until there are at most N segments"
+    )
+    parser.add_argument(
+        "--max-pinned-bytes", type=arguments.number(0), metavar="N", default=1 << 30, help="default: 1 GiB"
+    )
     parser.add_argument("--quarantine", action="store_true", help="remove what lies in quarantine/, and nothing else")
 
 

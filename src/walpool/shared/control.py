@@ -85,6 +85,10 @@ assert STATE.size == len(LogState._fields) * WORD <= COPIES[1] - COPIES[0]
 
 # The one reason after which nobody knows in which order the segments were written and synced.
 COPIED = "the control block is a copy of another log's"
+OPEN_IT = (
+    "open the log once with a writer (`walpool checkpoint LOG 0` does), or read it as it is (`walpool stat`, `cat` and"
+    " `verify` do)"
+)
 
 
 class ControlUnusable(WALError):
@@ -93,6 +97,12 @@ class ControlUnusable(WALError):
     What to do: retry once a writer has opened the log, which rebuilds the block; figures (WALMetrics) are there again
     then. Readers do without it.
     """
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        """`path`: of the log, for people who asked for its figures."""
+        super().__init__(f"{path}: {reason}, so nobody says what goes on there: {OPEN_IT}" if path else reason)
+        self.reason = reason
+        self.path = path
 
 
 class Control:

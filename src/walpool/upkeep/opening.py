@@ -109,6 +109,10 @@ class OpenLog:
 
 
 CUT = "the file was cut below the bytes in use"
+LIVING = (
+    "somebody removed or replaced files of a live log, or two sandboxes see different boot ids; close those writers and"
+    " open again"
+)
 AGAIN = "close every writer of this log and open it again"
 
 
@@ -338,12 +342,9 @@ def rebuild(directory: Directory, options: WriterOptions, reason: str, *, whole:
             if reason == POISON:
                 raise sync_failed(directory.path, 0, (_doubtful(directory) or 1) - 1)
             if clock.monotonic() > deadline:
-                raise UnsafeLog(
-                    directory.path,
-                    f"{reason}, but the writers in slots {', '.join(map(str, found))} still have the log open: somebody"
-                    " removed or replaced files of a live log, or two sandboxes see different boot ids; close those"
-                    " writers and open again",
-                )
+                who = slots.holders(directory, found)
+                way_out = "close them, and try again" if whole else LIVING
+                raise UnsafeLog(directory.path, f"{reason}, but {who} still have the log open: {way_out}")
             clock.sleep(0.01)
     finally:
         for file in (append_file, sync_file, slots_lock):

@@ -49,7 +49,10 @@ def look(path: Path, name: bytes) -> Source:
     with InputFile(path) as file:
         packed = format_of(file.read(MAGIC_BYTES))
         if packed is not None:
-            stream_maker(packed)
+            try:
+                stream_maker(packed)
+            except CommandError as error:
+                raise SourceError(name, error.code, str(error)) from None
         return Source(name, path, file.size(), file.identity, packed is not None)
 
 
