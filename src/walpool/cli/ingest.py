@@ -29,6 +29,7 @@ from walpool.cli.pool.load import Loaded, LoadOptions, Reports, load
 from walpool.cli.pool.sources import READ_BYTES, Source, look
 from walpool.cli.progress import Progress
 from walpool.options import DEFAULT_SIZE_LIMIT
+from walpool.system.failures import in_words
 from walpool.system.inputs import NotRegular
 
 DEFAULT_BATCH_LINES = 256
@@ -137,7 +138,7 @@ def listed(place: str) -> list[str]:
     try:
         data = _whole(_stdin()) if place == "-" else Path(place).read_bytes()
     except OSError as error:
-        raise CommandError(Exit.USAGE, f"{one_line(place)}: {error.strerror}") from error
+        raise CommandError(Exit.USAGE, f"{one_line(place)}: {in_words(error)}") from error
     names = data.split(b"\0" if b"\0" in data else b"\n")
     return [name.decode("utf-8", "surrogateescape") for name in names if name]
 
@@ -155,7 +156,7 @@ def source(name: str, key_name: str | None = None) -> Source:
     except FileNotFoundError:
         reason = "no such file"
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        reason = in_words(error)
     raise CommandError(Exit.USAGE, f"{one_line(name)}: {reason}")
 
 

@@ -60,7 +60,7 @@ class Cursor:
         if start is None or source.only is not None:
             self.start = max(self.start, first)
         elif self.start < first:
-            raise LSNUnavailable(self.start, first)
+            raise LSNUnavailable(self.start, first, source.path)
 
     def _start_pin(self) -> None:
         try:
@@ -164,7 +164,7 @@ class Cursor:
                 self.start = segments[0]
                 return True
             source.check_place()
-            raise LSNUnavailable(lsn, segments[0])
+            raise LSNUnavailable(lsn, segments[0], source.path)
         try:
             if self._pin is not None:
                 self._pin.move(segments[at])
@@ -263,7 +263,7 @@ class Cursor:
         first = source.segments()[:1] if extent.limit_lsn is not None else []
         if first and first[0] > segment.header.first_lsn:  # removed under us, and those after it
             source.check_place()
-            raise LSNUnavailable(lsn, first[0])
+            raise LSNUnavailable(lsn, first[0], source.path)
         settle = source.settle if extent.live or extent.limit_lsn is not None or self._mode in _SURE else nobody_appends
         stop = examine(segment, self.window, lsn, found, extent, lambda: source.extent(segment), settle)
         if stop is not None and not stop.reason:

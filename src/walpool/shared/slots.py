@@ -27,7 +27,7 @@ class Slot:
             if locks.try_hold(number):
                 break
         else:
-            raise UnsafeLog(file.path, f"all {MAX_SLOTS} writer slots are taken")
+            raise UnsafeLog(file.path, f"all {MAX_SLOTS} writer slots are taken: close some writers")
         self.number = number
         if number < SLOT_ROWS:
             namespace = processes.pid_namespace() & _LOW

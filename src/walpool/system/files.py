@@ -235,7 +235,8 @@ class Directory:
         if found.st_nlink == 0:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)  # removed as we opened it
         if found.st_nlink != 1:
-            raise UnsafeLog(path, f"refused: the file has {found.st_nlink} hard links, so another name can change it")
+            names = f"the file has {found.st_nlink} hard links, so another name can change it"
+            raise UnsafeLog(path, f"refused: {names}; put a copy in its place")
         shared = self.stat.st_mode & stat.S_IWGRP and found.st_gid == self.stat.st_gid
         if found.st_uid not in (os.geteuid(), self.stat.st_uid, 0) and not shared:
             raise UnsafeLog(

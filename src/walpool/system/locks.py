@@ -80,7 +80,7 @@ class ProcessLock:
         """`who` adds to the LogBusy of a wait that was too long who has the lock."""
         self.file = file
         self.fd = file.fd
-        self.mutex = mutex(timeout_s)
+        self.mutex = mutex(timeout_s, file.path)
         self.is_ours = self.mutex._is_owned
         self.who = who
         self.timeout_s = timeout_s
@@ -100,7 +100,7 @@ class ProcessLock:
         while not try_lock(fd):
             left = deadline - calls.monotonic()
             if left <= 0:
-                raise LogBusy(f"{self.file.path}: another process held the lock for {self.timeout_s} s{self.who()}")
+                raise LogBusy(f"{self.file.path}: the lock was not free for {self.timeout_s} s{self.who()}")
             calls.sleep(min(left, random.uniform(50e-6, 2e-3)))
 
     def check_others(self) -> None:
@@ -293,7 +293,10 @@ class Maintenance(io.FileIO):
             with typed_errors(self._path):
                 while not try_lock(self.fileno()):
                     if deadline is not None and calls.monotonic() >= deadline:
-                        raise LogBusy(f"{self._path}: another process held the lock for {self._timeout_s} s")
+                        raise LogBusy(
+                            f"{self._path}: the lock was not free for {self._timeout_s} s: somebody makes, recovers,"
+                            " repairs or prunes the log, or states a checkpoint"
+                        )
                     calls.sleep(MAINTENANCE_POLL_S)
             self._thread = threading.get_ident()
             _maintenances.add(self)

@@ -122,7 +122,7 @@ def open_log(path: str, options: WriterOptions) -> OpenLog:
         return _open_log(path, options)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not isinstance(error, WALError):
-            raise UnsafeLog(path, "files of the log were removed while it was being opened") from error
+            raise UnsafeLog(path, "files of the log were removed while it was being opened; open it again") from error
         raise typed_error(error, path) from error
 
 
@@ -164,7 +164,7 @@ def _check_other_files(directory: Directory, options: WriterOptions) -> None:
         raise UnsafeLog(
             directory.path,
             f"the directory holds other files ({', '.join(map(repr, others[:3]))}{', ...' if len(others) > 3 else ''})"
-            " and is not a log: give the log a directory of its own, or pass allow_other_files=True",
+            " and is not a log: give the log a directory of its own (or, in Python, pass allow_other_files=True)",
         )
 
 

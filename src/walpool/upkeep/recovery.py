@@ -79,9 +79,9 @@ class RecoveryReport:
             )
         if self.cut is not None:
             lines.append(
-                f"{path}: recovered; the log ends at LSN {self.next_lsn - 1} because of {self.cut.reason} at offset"
-                f" {self.cut.offset} of {self.cut.path}; {self.intact_behind} intact entries lie behind it and are kept"
-                " as evidence"
+                f"{path}: recovered; the log ends at LSN {self.next_lsn - 1} because of damage at offset"
+                f" {self.cut.offset} of {self.cut.path}: {self.cut.reason}; {self.intact_behind} intact entries lie"
+                " behind it and are kept as evidence"
             )
         lines += [
             f"{place.path}: skipped damage at offset {place.offset}, LSN {place.lsn}: {place.reason}"

@@ -238,7 +238,7 @@ class Appender:
             try:
                 segment = open_segment(self._log.directory, state.segment, writable=True)
             except FileNotFoundError:
-                raise UnsafeLog(self._log.directory.path, "the active segment was removed") from None
+                raise UnsafeLog(self._log.directory.path, f"the active segment was removed; {AGAIN}") from None
             self._use(segment)
         self._ready_to = self._size_limit
         if self._ahead:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from walpool.cli.exits import CommandError, Exit, one_line
 from walpool.cli.pool.unpack import MAGIC_BYTES, Damaged, Unpacker, format_of, stream_maker
+from walpool.system.failures import in_words
 from walpool.system.inputs import InputFile
 
 READ_BYTES = 256 * 1024
@@ -67,7 +68,7 @@ def read(source: Source) -> Iterator[bytes]:
                 yield from unpacker.feed(data)
         yield from unpacker.finish()
     except OSError as error:
-        raise SourceError(source.name, Exit.IO, error.strerror or type(error).__name__) from error
+        raise SourceError(source.name, Exit.IO, in_words(error)) from error
     except Damaged as error:
         raise SourceError(source.name, Exit.DIFFERENCE, str(error)) from error
 
