@@ -120,6 +120,7 @@ class LSNUnavailable(WALError, LookupError):
     """The LSN was removed by retention.
 
     Attributes:
+        path: the log's directory, or "" where nobody said.
         lsn: the one that was asked for.
         first_available: the first that is still there.
 

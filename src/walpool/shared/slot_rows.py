@@ -131,7 +131,7 @@ class SlotRow:
             self.record_ns(LOCK_WAIT, waited_ns)
 
     def doing(self, state: int) -> None:
-        self.words[SINCE_NS] = clock.time_ns()
+        self.words[SINCE_NS] = clock.monotonic_ns()
         self.words[DOING] = state
 
     def failed(self, kind: str, text: str) -> None:
