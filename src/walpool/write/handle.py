@@ -28,7 +28,7 @@ from walpool.write.appender import Appender, Retired
 from walpool.write.at_exit import Closable, close_at_exit, forget
 from walpool.write.buffer import Buffer
 from walpool.write.rotation import check_fits
-from walpool.write.session import Session
+from walpool.write.session import Left, Session
 
 log = logging.getLogger("walpool")
 
@@ -114,13 +114,24 @@ class Handle:
         session = self.open()
         try:
             return session.call(lambda: body(session))
-        except Retired:
+        except Exception as error:
+            if not self._goes_on(session, error):
+                raise
+        return self.call(body)
+
+    def _goes_on(self, session: Session, error: Exception) -> bool:
+        """For the `except` of a call of `session`: whether it has to be made again, in another one."""
+        if session.forked:
+            return True  # this is a child, forked in the middle of it: what was open was the parent's
+        if isinstance(error, Retired):
             if self.session is session:
                 self.let_go(session)
-        except Exception:
-            if not session.forked:
-                raise  # else this is a child, forked in the middle of it: what was open was the parent's
-        return self.call(body)
+            return True
+        if not isinstance(error, Left):
+            return False
+        if self.closed:
+            raise LogClosed(*error.args) from None
+        return True  # another thread found the block replaced, and has let go of the session
 
     def append_or_buffer(self, body: bytes, largest: int) -> int:
         if self.buffer is None:
@@ -161,8 +172,8 @@ class Handle:
 
         try:
             session.call(append)
-        except Exception:
-            if appended or not session.forked:
+        except Exception as error:
+            if appended or not self._goes_on(session, error):
                 raise
         return appended[0] if appended else self.append_durable(body, count, largest)
 
