@@ -12,7 +12,7 @@ from functools import partial
 from logging import ERROR
 
 from walpool.errors import LogBusy, LogClosed, LogReplaced, SyncFailed, UnsafeLog, WALError
-from walpool.format.names import segment_name
+from walpool.format.names import CONTROL, segment_name
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import (
     DURABLE,
@@ -37,6 +37,10 @@ from walpool.system.files import File
 from walpool.system.threads import Helpers, Waker
 from walpool.upkeep.opening import OpenLog
 
+NOT_IN_FORCE = (
+    "the control block was removed or replaced while the log was open: what was appended since then may not count, and"
+    " is not durable; close every writer of this log and open it again"
+)
 LOOK_AGAIN_S = 60e-6  # a waiter's sleep between two looks at the durable LSN, once the sync should be over
 TRY_ANYWAY = 16  # looks after which a waiter tries to lead though a leader seems to be at work: it may be dead
 GATHER_S = 50e-6  # the most a leader waits for the batches it expects
@@ -180,6 +184,8 @@ class Committer:
             self._or_poison(directory.sync)
         self._check_name(state.segment, self._synced, sealed=False)
         self._log.check_path()
+        if directory.identity(CONTROL) != self._log.control.file.place:
+            raise LogReplaced(directory.join(CONTROL), NOT_IN_FORCE)
         self._directory_synced = state.segment
 
     def _check_name(self, first_lsn: int, file: File, *, sealed: bool) -> None:
