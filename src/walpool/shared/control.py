@@ -96,10 +96,13 @@ class ControlUnusable(WALError):
 
     What to do: retry once a writer has opened the log, which rebuilds the block; figures (WALMetrics) are there again
     then. Readers do without it.
+
+    Attributes:
+        reason: why it cannot be used.
+        path: the log's directory, or "" where nobody said.
     """
 
     def __init__(self, reason: str, path: str = "") -> None:
-        """`path`: of the log, for people who asked for its figures."""
         super().__init__(f"{path}: {reason}, so nobody says what goes on there: {OPEN_IT}" if path else reason)
         self.reason = reason
         self.path = path
@@ -121,10 +124,11 @@ class Control:
         try:
             file = directory.open(CONTROL, WRITE if writable else READ)
         except FileNotFoundError:
-            raise ControlUnusable("there is no control block") from None
+            raise ControlUnusable("there is no control block", directory.path) from None
         try:
             if file.stat.st_size != CONTROL_BYTES:  # before mapping: a touch past the end is SIGBUS
-                raise ControlUnusable(f"the control block has {file.stat.st_size} bytes, not {CONTROL_BYTES}")
+                why = f"the control block has {file.stat.st_size} bytes, not {CONTROL_BYTES}"
+                raise ControlUnusable(why, directory.path)
             control = cls(file, SharedWords(file, CONTROL_BYTES, writable=writable))
         except BaseException:
             file.close()
@@ -132,7 +136,7 @@ class Control:
         problem = control._problem()
         if problem is not None:
             control.close()
-            raise ControlUnusable(problem)
+            raise ControlUnusable(problem, directory.path)
         return control
 
     def _problem(self) -> str | None:

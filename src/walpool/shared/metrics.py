@@ -15,7 +15,7 @@ from walpool.format.names import CONTROL, SLOTS_LOCK
 from walpool.shared import slots
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
-from walpool.shared.control import COMMIT, LOCKS, SYNC_NS, SYNCS, Control, ControlUnusable, LogState
+from walpool.shared.control import COMMIT, LOCKS, SYNC_NS, SYNCS, Control, LogState
 from walpool.shared.counters import ProcessCounters, counters_of
 from walpool.shared.histogram import BUCKETS, Histogram
 from walpool.shared.origin import is_another, log_id
@@ -284,10 +284,7 @@ class WALMetrics:
 def _attach(directory: Directory) -> Control:
     if not list_segments(directory):
         raise LogNotFound(directory.path, "the directory holds no log")
-    try:
-        return Control.attach(directory, writable=False)
-    except ControlUnusable as error:
-        raise ControlUnusable(error.reason, directory.path) from None
+    return Control.attach(directory, writable=False)
 
 
 def _place(directory: Directory) -> tuple[int, int]:

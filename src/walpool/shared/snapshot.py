@@ -36,7 +36,8 @@ class WriterRow:
         buffered_bytes (default 0): SyncMode.NONE: not appended yet.
         last_append_at (default 0.0): seconds since the epoch, to a tenth; 0.0 before the first.
         state (default "idle"): idle, waiting for the lock, or waiting for a sync; who is appending is `lock_holder`.
-        state_since (default 0.0): seconds since the epoch: when it last began to wait; 0.0 before that.
+        state_since (default 0.0): seconds since the epoch: when it last began to wait, to a tenth; 0.0 before
+            that.
         state_seconds (default 0.0): how long it has waited, whatever was done to the wall clock; 0.0 when idle.
         last_error (default ""): the message of its last append that raised.
         last_error_at (default 0.0): seconds since the epoch; 0.0 when none did.
@@ -298,7 +299,7 @@ def writer_row(slot: int, owner: Owner, rows: dict[int, RowValues], names: "Proc
         buffered_bytes=own["buffered_bytes"],
         last_append_at=own["last_append_ns"] / 1e9,
         state=STATES[own["state"]] if own["state"] < len(STATES) else "unknown",
-        state_since=clock.time_ns() / 1e9 - ago_s if since_ns else 0.0,
+        state_since=round(clock.time_ns() / 1e9 - ago_s, 1) if since_ns else 0.0,
         state_seconds=ago_s if own["state"] != IDLE else 0.0,
         last_error=row.error if row.error_ns >= row.opened_ns else "",
         last_error_at=row.error_ns / 1e9 if row.error_ns >= row.opened_ns else 0.0,

@@ -109,10 +109,7 @@ class OpenLog:
 
 
 CUT = "the file was cut below the bytes in use"
-LIVING = (
-    "somebody removed or replaced files of a live log, or two sandboxes see different boot ids; close those writers and"
-    " open again"
-)
+LIVING = "somebody replaced files of a live log, or two sandboxes see different boot ids; close them and open again"
 AGAIN = "close every writer of this log and open it again"
 
 
@@ -187,7 +184,7 @@ def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
         return OpenLog(directory, control, append_lock, ProcessLock(sync_file), slots_lock, slot.number, segment)
     except (ControlUnusable, FileNotFoundError) as error:
         _close(control, files)  # first of all frees the slot: whoever rebuilds must see none held
-        return str(error)
+        return error.reason if isinstance(error, ControlUnusable) else str(error)
     except BaseException:
         _close(control, files)
         raise

@@ -24,7 +24,7 @@ _Result = TypeVar("_Result")
 
 
 class Left(LogClosed):
-    """The session is closed, or about to be, and the call was not begun; the writer may have another one by now."""
+    """The session is closed, or about to be, and nothing was done; the writer may have another session by now."""
 
 
 class Session:

@@ -149,13 +149,12 @@ class WALWriter:
             body = encode_one(PUT_BITS, key, value, timestamp)
         except EntryTooLarge as error:
             raise self._handle.failed(error) from None
-        appender = self._handle.hot
+        appender = self._handle.hot  # what follows is what `append_or_buffer` does, two calls less: 0.1 us each
         if appender is not None:
             if appender.is_ours():
                 raise self._handle.failed(itself(self._handle.path))
             try:
-                append = appender.timed_append if appender.timed else appender.append
-                lsn = append(body, 1, len(body))  # what `_append` does, one call less: 0.1 us of a put
+                lsn = (appender.timed_append if appender.timed else appender.append)(body, 1, len(body))
             except BaseException as error:
                 lsn = self._handle.not_appended(appender, error, body)
             if lsn:
