@@ -17,6 +17,7 @@ import pytest
 from tests.support import ROOT, run_threads, until
 from walpool import SyncMode, WALWriter
 from walpool.system.calls import calls
+from walpool.system.failures import over, say_once
 from walpool.write import coordinator
 
 
@@ -167,3 +168,13 @@ def test_a_buffer_that_cannot_be_appended_says_so_once(
     (text,) = [record.getMessage() for record in caplog.records]
     assert text.startswith(f"{log}: buffered entries could not be appended, and stay buffered: ")
     assert text.endswith("No space left on device: make room, and try again; nothing was appended")
+
+
+def test_the_same_news_with_other_numbers_is_no_news(log: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for lsn in range(5):
+        say_once(str(log), "sync", f"{log}: LSN {lsn} is not known to be on disk after 0.{lsn} s")
+    say_once(str(log), "sync", f"{log}: another thing")
+    assert len(caplog.records) == 2
+    over(str(log), "sync")
+    say_once(str(log), "sync", f"{log}: LSN 9 is not known to be on disk after 1 s")
+    assert len(caplog.records) == 3

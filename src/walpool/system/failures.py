@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import resource
 import stat
 from types import TracebackType
@@ -133,7 +134,8 @@ def say_once(path: str, subject: str, text: str, level: int = logging.WARNING) -
     if len(texts) > MOST_TEXTS:
         texts.clear()
     mine = object()
-    if texts.setdefault(text, mine) is mine:  # one step: threads that meet the same thing at once say it once
+    same = re.sub(r"\d+", "", text)  # whatever LSN, offset or time it was this time
+    if texts.setdefault(same, mine) is mine:  # one step: threads that meet the same thing at once say it once
         log.log(level, "%s", text)
 
 
