@@ -28,7 +28,7 @@ CLI_MODULES = {"signal", "subprocess", "sys", "sysconfig", "select", "io", "temp
 
 LONG_FILES: set[str] = set()  # over 350 lines, and known to be: one object with one idea
 MOST_LINES = 350
-MOST_FILES = {"cli": 17, "system": 15, "upkeep": 13}  # a file a command, and one a thing that the machine has; else 12
+MOST_FILES = {"cli": 18, "system": 15, "upkeep": 13}  # a file a command, and one a thing that the machine has; else 12
 
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(file.relative_to(SOURCE)) for file in FILES]
@@ -108,6 +108,17 @@ def test_the_public_module_holds_names_and_nothing_else() -> None:
     }
     assert set(walpool.__all__) == imported
     assert len(walpool.__all__) == len(set(walpool.__all__))
+
+
+@each_file
+def test_a_name_is_imported_from_where_it_lives(file: Path) -> None:
+    """Not from a module that has it from another one; but from `walpool` itself, which has the public names."""
+    wrong = []
+    for module, name, line in imports_of(file):
+        there = SOURCE.parent.joinpath(*module.split(".")).with_suffix(".py")
+        if module.startswith("walpool.") and there.exists() and name in {each for _, each, _ in imports_of(there)}:
+            wrong.append(f"{name_of(file)}:{line}: {name} does not live in {module}")
+    assert not wrong, "\n".join(wrong)
 
 
 @each_file

@@ -120,14 +120,17 @@ class LSNUnavailable(WALError, LookupError):
     """The LSN was removed by retention.
 
     Attributes:
+        path: the log's directory, or "" where nobody said.
         lsn: the one that was asked for.
         first_available: the first that is still there.
 
     What to do: reopen the reader with `start=first_available`, if what was removed can be missed.
     """
 
-    def __init__(self, lsn: int, first_available: int) -> None:
-        super().__init__(f"LSN {lsn} is no longer in the log: the first available is {first_available}")
+    def __init__(self, lsn: int, first_available: int, path: str = "") -> None:
+        where = f"{path}: " if path else ""
+        super().__init__(f"{where}LSN {lsn} is no longer in the log: the first available is {first_available}")
+        self.path = path
         self.lsn = lsn
         self.first_available = first_available
 
@@ -182,7 +185,9 @@ class CorruptLog(WALError, ValueError):
 
     def __init__(self, path: str | os.PathLike[str], offset: int, lsn: int, reason: str) -> None:
         place = os.fspath(path)
-        super().__init__(f"{place}: damage at offset {offset} (LSN {lsn}): {reason}; see `walpool verify`")
+        what = f" (LSN {lsn})" if lsn else ""
+        look = "" if place.startswith("<") else "; see `walpool verify`"  # it is no file
+        super().__init__(f"{place}: damage at offset {offset}{what}: {reason}{look}")
         self.path = place
         self.offset = offset
         self.lsn = lsn

@@ -143,8 +143,8 @@ def test_the_schema_of_stat(run: Run, log: Path) -> None:
         " lock_holder sync_waits lock_wait sync_duration append_duration batch_entries",
         "count sum p50 p90 p99 p999 max",
         "slot pid process name sync_mode opened_at shares_row entries batches bytes failures failures_by_kind"
-        " lock_waits syncs_led sync_waits rotations buffered_bytes last_append_at state state_since last_error"
-        " last_error_at elsewhere",
+        " lock_waits syncs_led sync_waits rotations buffered_bytes last_append_at state state_since state_seconds"
+        " last_error last_error_at elsewhere",
     ]
     head, row = (
         re.split(r"\s{2,}", line.strip())

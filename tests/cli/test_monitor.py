@@ -22,9 +22,11 @@ from tests.support import Start as StartChild
 from tests.support import until
 from walpool import SyncMode, WALEntry, WALReader, WALWriter
 from walpool.cli.live.figures import rate
-from walpool.cli.live.screen import COLUMNS, SORTS, Help, MonitorApp, left
+from walpool.cli.live.screen import COLUMNS, SORTS, Help, MonitorApp, left, state
 from walpool.cli.live.watch import Watch, as_dict, line
 from walpool.errors import LogNotFound, LogReplaced
+from walpool.shared.slot_rows import DOING, IDLE, SYNCING
+from walpool.system.calls import calls
 
 
 @pytest.fixture
@@ -50,6 +52,25 @@ def test_a_look_has_what_happened_since_the_last(log: Path, writers: list[WALWri
     assert text.startswith("12:00:00  ") and "LSN 8, 0 not durable" in text and "3 writers" in text
     assert watch.look().since.entries == 0
     watch.close()
+
+
+def test_how_long_a_writer_waits_is_no_matter_of_the_wall_clock(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WALWriter(log) as writer, closing(Watch(log)) as watch:
+        own = writer._handle.open().row
+        assert own is not None
+        seconds = [1000.0]
+        monkeypatch.setattr(calls, "monotonic_ns", lambda: int(seconds[0] * 1e9))
+        for wall_s in (1.8e9, 0.0, 4e9):  # set while it waits
+            monkeypatch.setattr(calls, "time_ns", lambda wall_s=wall_s: int(wall_s * 1e9))
+            own.doing(SYNCING)
+            seconds[0] += 2.5
+            monkeypatch.setattr(calls, "time_ns", lambda wall_s=wall_s: int(wall_s * 1e9) + 10**18)
+            (row,) = watch.look().now.writers
+            assert state(row) == "waiting for a sync, 2.5 s"
+            assert (row.state_seconds, row.state_since) == (2.5, round(wall_s + 1e9 - 2.5, 1))
+        own.words[DOING] = IDLE
+        (row,) = watch.look().now.writers
+        assert (state(row), row.state_seconds) == ("idle", 0.0)
 
 
 def test_a_rate_that_is_not_0_is_not_shown_as_0() -> None:

@@ -315,7 +315,7 @@ def test_zstd_without_the_extra_is_a_line(log: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "walpool ingest: zstd input needs an extra: pip install 'walpool[zstd]'\n",
+        f"walpool ingest: {tmp_path}/packed: zstd input needs an extra: pip install 'walpool[zstd]'\n",
     )
     assert not log.exists()
 

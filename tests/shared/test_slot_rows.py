@@ -127,7 +127,7 @@ def test_failures_are_counted_by_kind_and_the_last_one_is_told(log: Path) -> Non
         row = row_of(log, "it")
         assert row.failures == 2
         assert row.failures_by_kind == (1, 0, 0, 1, 0)
-        assert "another process held the lock" in row.last_error
+        assert "the lock was not free" in row.last_error
         assert row.last_error_at >= row.opened_at
         assert look(log).writes_failed == 2
         assert look(log).failures_by_kind == row.failures_by_kind

@@ -14,7 +14,8 @@ from tests.support import Channel, Start, run_threads
 from walpool import IOFailed, LogFull, LogNotFound, UnsafeLog, WALError
 from walpool.system import files
 from walpool.system.calls import calls
-from walpool.system.files import CREATE, READ, WRITE, Directory, cut_back, typed_error, write_rest
+from walpool.system.failures import typed_error
+from walpool.system.files import CREATE, READ, WRITE, Directory, cut_back, write_rest
 from walpool.system.paths import create_directory, is_directory, split, sync_path_to
 
 

@@ -16,7 +16,8 @@ from tests.support import Channel, Start, run_threads, until, waits_for_flock
 from walpool import IOFailed, LogBusy, UnsafeLog
 from walpool.system.calls import calls
 from walpool.system.files import CREATE, WRITE, Directory, File
-from walpool.system.locks import LOCK_EX, ByteLocks, Maintenance, ProcessLock, mutex, try_lock, unlock
+from walpool.system.locks import LOCK_EX, ByteLocks, Maintenance, ProcessLock, try_lock, unlock
+from walpool.system.threads import mutex
 
 
 @pytest.fixture

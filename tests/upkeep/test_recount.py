@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.read.logs import entry_of, segment_files, written
-from walpool import Retention, WALEntry, WALWriter
+from walpool import RecoveryMode, Retention, WALEntry, WALWriter
+from walpool.options import WriterOptions
 from walpool.shared.control import COPIES, LogState
 from walpool.shared.snapshot import Snapshot
 from walpool.system import processes
+from walpool.upkeep.repair import repair
 
 FRAME, ENTRY = 48, 16
 FIGURES = ("writes_total", "batches_total", "bytes_written", "avg_entry_size", "max_entry_size")
@@ -182,3 +184,38 @@ def test_a_log_without_entries_has_no_figures(log: Path) -> None:
     (log / "control").unlink()
     after = reopen(log)
     assert (after.batches_total, after.bytes_written, after.avg_entry_size, after.max_entry_size) == (0, 0, 0.0, 0)
+
+
+def test_after_a_repair_that_cuts_entries_the_average_is_one_that_entries_have(log: Path) -> None:
+    """Batches that were counted and are gone are not counted among those that are left."""
+    batch_bytes = FRAME + 5 * (ENTRY + 21)
+    with WALWriter(log) as writer:
+        for _ in range(20):
+            writer.append_batch([WALEntry.put(b"k", bytes(20), 1)] * 5)
+    (segment,) = segment_files(log)
+    data = bytearray(segment.read_bytes())
+    data[64 + 2 * batch_bytes + 60] ^= 1
+    segment.write_bytes(data)
+    repair(log, WriterOptions(recovery=RecoveryMode.POINT_IN_TIME))
+    with WALWriter(log) as writer:
+        after = writer.metrics.snapshot()
+    assert (after.writes_total, after.batches_total, after.bytes_written) == (10, 2, 2 * batch_bytes)
+    assert after.avg_entry_size == after.max_entry_size == ENTRY + 21
+
+
+@pytest.mark.parametrize("mode", [RecoveryMode.SALVAGE, RecoveryMode.POINT_IN_TIME])
+def test_after_a_repair_no_entry_is_larger_on_average_than_at_most(log: Path, seed: int, mode: RecoveryMode) -> None:
+    draw = random.Random(seed)
+    for round_ in range(6):
+        append(log, seed + round_, draw.randrange(5, 60), size_limit=1000, sync=False)
+        victim = draw.choice(segment_files(log))
+        data = bytearray(victim.read_bytes())
+        data[draw.randrange(len(data))] ^= 1
+        victim.write_bytes(data)
+        if round_ % 2:
+            (log / "control").unlink()
+        repair(log, WriterOptions(recovery=mode))
+        with WALWriter(log, size_limit=1000, recovery=mode) as writer:
+            after = writer.metrics.snapshot()
+        assert after.avg_entry_size <= after.max_entry_size
+        assert after.batches_total <= after.writes_total

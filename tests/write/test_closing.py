@@ -6,11 +6,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import open_fds, read_log, run_threads
-from walpool import LogClosed, SyncMode, WALReader, WALWriter
+from tests.support import open_fds, open_under, read_log, run_threads
+from walpool import LogBusy, LogClosed, LogReplaced, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
 
 CALLS: dict[str, Callable[[WALWriter], object]] = {
     "put": lambda writer: writer.put(b"k", b"v"),
@@ -90,3 +91,133 @@ def test_a_closed_writer_keeps_no_descriptor_though_it_is_referenced(memory: Pat
     with WALReader(memory / "log") as reader:
         assert len(reader.read_all()) == 5
     assert not [path for path in open_fds().values() if str(memory) in path]
+
+
+# In the middle of an append
+
+
+def inside(writer: WALWriter, do: Callable[[], object]) -> list[BaseException]:
+    """Have `do` come in the middle of the writer's next append, as a signal handler does; what it raised."""
+    raised: list[BaseException] = []
+    appender = writer._handle.open().appender
+    really = appender._pwrite
+
+    def pwrite(*args: Any) -> int:
+        appender._pwrite = really
+        try:
+            do()
+        except BaseException as error:
+            raised.append(error)
+        return really(*args)
+
+    appender._pwrite = pwrite
+    return raised
+
+
+@pytest.mark.parametrize("mode", list(SyncMode))
+@pytest.mark.parametrize("interval", [None, 3600.0], ids=["", "interval"])
+def test_a_close_in_the_middle_of_another_writers_append_can_be_tried_again(
+    memory: Path, mode: SyncMode, interval: float | None
+) -> None:
+    if interval is not None and mode is not SyncMode.NORMAL:
+        pytest.skip("only NORMAL has an interval")
+    first = WALWriter(memory / "log")
+    second = WALWriter(memory / "log", mode, linger_s=3600.0, sync_interval_s=interval)
+    second.put(b"before", b"")
+    raised = inside(first, second.close)
+    first.put(b"first", b"")
+    assert [type(error) for error in raised] == [LogBusy]
+    assert "this thread is in the middle of a call on this log" in str(raised[0])
+    second.put(b"after", b"")  # it has not called itself closed
+    second.close()
+    second.close()
+    with pytest.raises(LogClosed):
+        second.put(b"late", b"")
+    first.close()
+    assert sorted(entry.key for entry in read_log(memory / "log")) == [b"after", b"before", b"first"]
+
+
+@pytest.mark.usefixtures("linux")
+@pytest.mark.parametrize("mode", list(SyncMode))
+def test_a_close_in_the_middle_of_its_own_append_takes_effect_or_can_be_tried_again(
+    memory: Path, mode: SyncMode
+) -> None:
+    writer = WALWriter(memory / "log", mode, linger_s=3600.0)
+    writer.put(b"before", b"")
+    raised = inside(writer, writer.close)
+    try:
+        writer.put(b"in between", b"")
+        writer.sync()
+    except LogClosed:
+        pass  # the sync: by then it is closed
+    if mode is SyncMode.NONE:
+        assert [type(error) for error in raised] == [LogBusy], "what is buffered is on its way"
+        writer.put(b"after", b"")
+    else:
+        assert raised == []
+        with pytest.raises(LogClosed):
+            writer.put(b"after", b"")
+    writer.close()
+    assert open_under(memory) == []
+    expected = [b"before", b"in between", b"after"]
+    assert [entry.key for entry in read_log(memory / "log")] == expected[: 3 if mode is SyncMode.NONE else 2]
+
+
+# A log that was recovered meanwhile
+
+
+def recover_beside(log: Path) -> None:
+    """Somebody removes the file by which writers are known to live, and opens the log: a new block is in force."""
+    (log / "slots.lock").unlink()
+    with WALWriter(log) as another:
+        assert another.recovery_report is not None
+
+
+@pytest.mark.parametrize("mode", [SyncMode.NORMAL, SyncMode.FULL])
+def test_a_writer_whose_log_was_recovered_goes_on_in_the_log_that_it_opens_anew(memory: Path, mode: SyncMode) -> None:
+    log = memory / "log"
+    writer = WALWriter(log, mode)
+    writer.put(b"before", b"")
+    writer.sync()
+    old = writer._handle.open().log.control
+    recover_beside(log)
+    writer.append_batch([WALEntry.put(b"after", b""), WALEntry.put(b"and on", b"")])
+    if mode is SyncMode.FULL:  # it settled in the block that is in force now
+        assert WALMetrics.attach(log).snapshot().durable_lsn == 3
+    assert writer._handle.open().log.control is not old
+    assert writer.sync() == 3
+    writer.close()
+    assert [entry.key for entry in read_log(log)] == [b"before", b"after", b"and on"]
+
+
+@pytest.mark.usefixtures("linux")
+@pytest.mark.parametrize("mode", [SyncMode.NORMAL, SyncMode.FULL])
+def test_threads_that_find_the_block_replaced_at_once_do_not_wait_for_each_other(memory: Path, mode: SyncMode) -> None:
+    for number in range(10):
+        log = memory / f"{number}"
+        writer = WALWriter(log, mode)
+        writer.put(b"before", b"")
+        recover_beside(log)
+        run_threads(*[lambda writer=writer: writer.put(b"after", b"")] * 4)
+        writer.close()
+        assert len(read_log(log)) == 5
+    assert open_under(memory) == []
+
+
+@pytest.mark.parametrize("recovered", [True, False])
+def test_nothing_is_called_durable_in_a_block_that_no_name_leads_to(memory: Path, recovered: bool) -> None:
+    """A recovery that somebody else's writer made meanwhile does not know of it."""
+    log = memory / "log"
+    full, normal = WALWriter(log, SyncMode.FULL), WALWriter(log)
+    full.put(b"before", b"")
+    (log / "control").unlink()
+    if recovered:
+        recover_beside(log)
+    for call in (lambda: full.put(b"after", b""), normal.sync):
+        with pytest.raises(LogReplaced, match="the control block was removed or replaced"):
+            call()
+    full.close()
+    normal.close()
+    with WALWriter(log, SyncMode.FULL) as writer:
+        writer.put(b"again", b"")
+    assert [entry.key for entry in read_log(log)][-1] == b"again"

@@ -96,10 +96,20 @@ def test_an_error_carries_its_coordinates() -> None:
         "/a/b", 64, 12, "the checksum does not match"
     )  # fmt: skip
     assert "/a/b" in str(corrupt) and "64" in str(corrupt) and "walpool verify" in str(corrupt)
-    assert LSNUnavailable(3, 17).first_available == 17
+    gone = LSNUnavailable(3, 17, "/a/b")
+    assert (gone.lsn, gone.first_available, gone.path) == (3, 17, "/a/b")
+    assert str(gone) == "/a/b: LSN 3 is no longer in the log: the first available is 17"
     assert LogFull(errno.EDQUOT, "quota").errno == errno.EDQUOT
     unsafe = UnsafeLog("/a/b", "refused")
     assert (unsafe.path, unsafe.reason) == ("/a/b", "refused")
+
+
+def test_what_no_error_knows_it_does_not_say() -> None:
+    """No LSN stands in a checkpoint file or a header; and no command reads bytes that are in no file."""
+    assert str(CorruptLog("/a/b", 0, 0, "why")) == "/a/b: damage at offset 0: why; see `walpool verify`"
+    with pytest.raises(CorruptLog) as caught:
+        walpool.WALEntry.decode(b"?" * 100)
+    assert "LSN" not in str(caught.value) and "walpool verify" not in str(caught.value)
 
 
 def fail_each(channel: Channel) -> list[WALError]:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from walpool import LogNotFound, LSNUnavailable, Operation, WALEntry, WALReader
+from walpool.cli import arguments
 from walpool.cli.exits import CommandError, Exit, describe
 from walpool.cli.output import json_line, text_line, warn
 from walpool.errors import LogReplaced
@@ -24,9 +25,13 @@ LOOK_AGAIN_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG", help="a log, or one segment file")
+    parser.add_argument("log", type=arguments.place, metavar="LOG", help="a log, or one segment file")
     parser.add_argument(
-        "--from", dest="start", type=_lsn, metavar="LSN", help="the first LSN to print (default: the first there is)"
+        "--from",
+        dest="start",
+        type=arguments.lsn,
+        metavar="LSN",
+        help="the first LSN to print (default: the first there is)",
     )
     parser.add_argument("--follow", "-f", action="store_true", help="go on as the log grows, until Ctrl-C")
     parser.add_argument(
@@ -35,12 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=list(FORMATS), default="text", help="text (default), JSON lines, or the raw values of puts"
     )
-
-
-def _lsn(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an LSN: they count from 1")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> Exit:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import argparse
 
 from walpool import WALWriter
+from walpool.cli import arguments
 from walpool.cli.exits import CommandError, Exit
 from walpool.cli.output import print_json
 from walpool.upkeep.repair import require_log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG")
-    parser.add_argument("lsn", metavar="LSN", type=int)
+    parser.add_argument("log", type=arguments.place, metavar="LOG")
+    parser.add_argument("lsn", metavar="LSN", type=arguments.number(0))
 
 
 def run(args: argparse.Namespace) -> Exit:
-    require_log(args.log)  # a writer would make what is not there
+    require_log(args.log).close()  # a writer would make what is not there
     with WALWriter(args.log, lock_timeout=10.0, allow_network_fs=args.allow_network_fs) as writer:
         try:
             stated = writer.checkpoint(args.lsn)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from walpool.cli import arguments
 from walpool.cli.exits import Exit, one_line
 from walpool.cli.output import amount, print_json
 from walpool.cli.progress import Progress
@@ -18,8 +19,8 @@ from walpool.upkeep.copy import copy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG")
-    parser.add_argument("dest", metavar="DEST", help="the directory to make; it must not exist")
+    parser.add_argument("log", type=arguments.place, metavar="LOG")
+    parser.add_argument("dest", type=arguments.place, metavar="DEST", help="the directory to make; it must not exist")
 
 
 def run(args: argparse.Namespace) -> Exit:

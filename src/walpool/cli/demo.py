@@ -11,7 +11,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from walpool.cli import stat
+from walpool.cli import arguments, stat
 from walpool.cli.exits import CommandError, Exit, one_line
 from walpool.cli.ingest import add_pool_arguments, exit_of, load_with_progress, source, summary
 from walpool.cli.output import amount, print_json, warn
@@ -27,7 +27,11 @@ NOT_OURS = frozenset({"site-packages", "dist-packages"})  # what was installed i
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "directory", metavar="DIR", nargs="?", help="where to put events.wal (default: a new directory)"
+        "directory",
+        type=arguments.place,
+        metavar="DIR",
+        nargs="?",
+        help="where to put events.wal (default: a new directory)",
     )
     parser.add_argument(
         "--source", metavar="DIR", help="append the *.py files under this directory (default: the standard library)"

@@ -21,8 +21,9 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from walpool import CorruptLog, WALHeader
+from walpool.cli import arguments
 from walpool.cli.exits import Exit
-from walpool.errors import LogNotFound
+from walpool.errors import UnsafeLog
 from walpool.format.frame import Frame, SearchExhausted, find_frames
 from walpool.format.header import HEADER_BYTES
 from walpool.format.names import segment_name
@@ -32,6 +33,7 @@ from walpool.shared.catalog import Segment, list_segments
 from walpool.shared.control import Control, ControlUnusable
 from walpool.system.files import Directory
 from walpool.system.paths import is_directory, split
+from walpool.upkeep.repair import require_log
 
 
 class Row(NamedTuple):
@@ -44,7 +46,7 @@ class Row(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="LOG-OR-SEGMENT", help="a log, or one segment file")
+    parser.add_argument("path", type=arguments.place, metavar="LOG-OR-SEGMENT", help="a log, or one segment file")
 
 
 def run(args: argparse.Namespace) -> Exit:
@@ -69,12 +71,10 @@ def rows(path: str) -> Iterator[Row]:
         with closing(Directory(parent)) as directory:
             yield from _file_rows(directory, name, None, None)
         return
-    with closing(Directory(path)) as directory, ExitStack() as stack:
+    with closing(require_log(path)) as directory, ExitStack() as stack:
         segments = list_segments(directory)
-        if not segments:
-            raise LogNotFound(path, "no such log: the directory holds no segment")
         control: Control | None = None
-        with suppress(ControlUnusable):  # a copy, or a log of before the last reboot: the frames say it all
+        with suppress(ControlUnusable, UnsafeLog):  # a copy, or a log of before the last reboot: the frames say it all
             control = stack.enter_context(closing(Control.attach(directory, writable=False)))
         for first_lsn, next_lsn in zip(segments, [*segments[1:], None], strict=True):
             with suppress(FileNotFoundError):  # removed by retention since the names were read

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from walpool import errors
-from walpool.shared.control import ControlUnusable
+from walpool.system.failures import in_words
 
 
 class Exit(IntEnum):
@@ -19,12 +19,6 @@ class Exit(IntEnum):
     BUSY = 4  # another process holds what was waited for
     IO = 74  # the machine or the file system said no (EX_IOERR of sysexits.h)
     INTERRUPTED = 130  # Ctrl-C, as a shell says it
-
-
-WITHOUT_CONTROL = (
-    "so nobody says what goes on there: open the log once with a writer (`walpool checkpoint LOG 0` does),"
-    " or read it as it is with stat, cat or verify"
-)
 
 
 class CommandError(Exception):
@@ -62,10 +56,7 @@ def describe(error: BaseException) -> tuple[Exit, str]:
     if isinstance(error, KeyboardInterrupt):
         return code, "interrupted"
     if isinstance(error, errors.WALError):
-        # Those that are OSErrors too carry their text as strerror; str() would put the errno before it.
-        text = error.strerror if isinstance(error, OSError) else None
-        line = one_line(text or str(error) or type(error).__name__)
-        return code, f"{line}; {WITHOUT_CONTROL}" if isinstance(error, ControlUnusable) else line
+        return code, one_line(in_words(error))
     assert isinstance(error, OSError), "the last of CODES"
     return code, _system_line(error)
 
@@ -76,5 +67,5 @@ def one_line(text: str) -> str:
 
 
 def _system_line(error: OSError) -> str:
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = in_words(error)
     return one_line(f"{error.filename}: {reason}" if error.filename is not None else reason)

@@ -17,6 +17,7 @@ from threading import BoundedSemaphore, Lock
 from typing import Any
 
 from walpool import WALMetrics
+from walpool.cli import arguments
 from walpool.cli.exits import CommandError, Exit, describe, one_line
 from walpool.cli.live.watch import Watch, as_dict
 from walpool.cli.output import SCHEMA, warn
@@ -33,8 +34,10 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1", "[::1]"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG", help="the log's directory")
-    parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"0 takes any that is free ({PORT})")
+    parser.add_argument("log", type=arguments.place, metavar="LOG", help="the log's directory")
+    parser.add_argument(
+        "--port", type=arguments.number(0, 65535), default=PORT, metavar="N", help=f"0 takes any that is free ({PORT})"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to answer on (127.0.0.1: this machine only)")
     parser.add_argument("--name", help="the label `log` of each metric (the directory's name)")
 
@@ -52,8 +55,8 @@ def run(args: argparse.Namespace) -> Exit:
     registry.register(WALCollector(args.log, args.name))
     try:
         server = Server(args.host, args.port, args.log, registry)
-    except (OSError, OverflowError) as error:
-        raise CommandError(Exit.IO, f"{args.host} port {args.port}: {one_line(str(error))}") from None
+    except OSError as error:
+        raise CommandError(Exit.IO, f"{args.host} port {args.port}: {one_line(error.strerror or str(error))}") from None
     with closing(server):
         host, port = server.server_address[:2]
         try:

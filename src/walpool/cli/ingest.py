@@ -20,6 +20,7 @@ from pathlib import Path
 from select import select
 
 from walpool import SyncMode
+from walpool.cli import arguments
 from walpool.cli.exits import CommandError, Exit, one_line
 from walpool.cli.output import amount, print_json, warn
 from walpool.cli.pool.crew import MAX_WORKERS
@@ -27,18 +28,17 @@ from walpool.cli.pool.lines import LongLines, Run
 from walpool.cli.pool.load import Loaded, LoadOptions, Reports, load
 from walpool.cli.pool.sources import READ_BYTES, Source, look
 from walpool.cli.progress import Progress
-from walpool.options import DEFAULT_SIZE_LIMIT, MAX_SIZE_LIMIT
+from walpool.options import DEFAULT_SIZE_LIMIT
+from walpool.system.failures import in_words
 from walpool.system.inputs import NotRegular
 
-UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 DEFAULT_BATCH_LINES = 256
 MAX_BATCH_LINES = 1_000_000
 WAIT_S = 60.0
-MIN_SIZE_LIMIT = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG", help="the log's directory; made if it is not there")
+    parser.add_argument("log", type=arguments.place, metavar="LOG", help="the log's directory; made if it is not there")
     parser.add_argument("files", metavar="FILE", nargs="*", help="a file of lines; - or none at all is stdin")
     parser.add_argument(
         "--files-from", metavar="FILE", help="take names of files from this one too, one on each line; - is stdin"
@@ -51,16 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--long-lines",
-        type=LongLines,
+        type=arguments.choice(LongLines),
         default=LongLines.ERROR,
-        metavar="{error,skip,split}",
+        metavar=arguments.choices(LongLines),
         help="what becomes of a line over the limit: left out, and exit code 2 (default); left out; or cut into"
         " several, each with a number of its own",
     )
     add_pool_arguments(parser)
     parser.add_argument(
         "--size-limit",
-        type=size,
+        type=arguments.size,
         default=DEFAULT_SIZE_LIMIT,
         metavar="BYTES",
         help="of one segment; K, M and G are understood (default: 64M)",
@@ -70,26 +70,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_pool_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command with a pool takes."""
     parser.add_argument(
-        "--workers", type=_number(1, MAX_WORKERS), default=4, metavar="N", help="worker processes (default: 4)"
+        "--workers", type=arguments.number(1, MAX_WORKERS), default=4, metavar="N", help="worker processes (default: 4)"
     )
     parser.add_argument(
         "--sync",
-        type=SyncMode,
+        type=arguments.choice(SyncMode),
         default=SyncMode.NORMAL,
-        metavar="{none,normal,full}",
+        metavar=arguments.choices(SyncMode),
         help="what a batch waits for: none and normal the kernel, full the disk (default: normal);"
         " at the end everything is on disk",
     )
     parser.add_argument(
         "--batch",
-        type=_number(1, MAX_BATCH_LINES),
+        type=arguments.number(1, MAX_BATCH_LINES),
         default=DEFAULT_BATCH_LINES,
         metavar="N",
         help=f"lines appended together, or not at all (default: {DEFAULT_BATCH_LINES})",
     )
     parser.add_argument(
         "--wait",
-        type=_seconds,
+        type=arguments.seconds(),
         default=WAIT_S,
         metavar="SECONDS",
         help=f"for another ingest or demo on the log to end (default: {WAIT_S:g})",
@@ -101,7 +101,9 @@ def run(args: argparse.Namespace) -> Exit:
     names = list(dict.fromkeys([*args.files, *(listed(args.files_from) if args.files_from is not None else [])]))
     if not names and args.files_from is None:
         names = ["-"]
-    if args.name is not None and (len(names) != 1 or not args.name):
+    if args.name == "":
+        raise CommandError(Exit.USAGE, "--as needs a name, and this one is empty")
+    if args.name is not None and len(names) != 1:
         raise CommandError(Exit.USAGE, f"--as gives one input its name, and there are {len(names)}")
     if "-" in names and args.files_from == "-":
         raise CommandError(Exit.USAGE, "stdin cannot be both the names of files and lines")
@@ -136,7 +138,7 @@ def listed(place: str) -> list[str]:
     try:
         data = _whole(_stdin()) if place == "-" else Path(place).read_bytes()
     except OSError as error:
-        raise CommandError(Exit.USAGE, f"{one_line(place)}: {error.strerror}") from error
+        raise CommandError(Exit.USAGE, f"{one_line(place)}: {in_words(error)}") from error
     names = data.split(b"\0" if b"\0" in data else b"\n")
     return [name.decode("utf-8", "surrogateescape") for name in names if name]
 
@@ -154,7 +156,7 @@ def source(name: str, key_name: str | None = None) -> Source:
     except FileNotFoundError:
         reason = "no such file"
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        reason = in_words(error)
     raise CommandError(Exit.USAGE, f"{one_line(name)}: {reason}")
 
 
@@ -213,37 +215,6 @@ def summary(loaded: Loaded) -> str:
     if loaded.too_long:
         lines.append(f"too long  {loaded.too_long:,} lines over the limit were left out or split")
     return "\n".join(lines)
-
-
-def size(text: str) -> int:
-    """A number of bytes: `8388608`, `8M`, `8MiB`."""
-    digits = text.rstrip("kKmMgGiIbB")
-    unit = text[len(digits) :].lower().removesuffix("b").removesuffix("i")
-    if not (digits.isascii() and digits.isdigit()) or unit not in UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: use bytes, or K, M or G of 1,024")
-    number = int(digits) * UNITS[unit]
-    if not MIN_SIZE_LIMIT <= number <= MAX_SIZE_LIMIT:
-        raise argparse.ArgumentTypeError(f"{text} is not between {MIN_SIZE_LIMIT} bytes and {MAX_SIZE_LIMIT >> 30} GiB")
-    return number
-
-
-def _number(least: int, most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return seconds
 
 
 def _whole(file: FileIO) -> bytes:

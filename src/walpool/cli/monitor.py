@@ -10,6 +10,7 @@ import argparse
 from contextlib import closing
 from datetime import datetime
 
+from walpool.cli import arguments
 from walpool.cli.exits import CommandError, Exit, describe
 from walpool.cli.live.watch import Watch, as_dict, line
 from walpool.cli.output import print_json, warn
@@ -18,23 +19,18 @@ from walpool.shared.control import ControlUnusable
 from walpool.system import clock
 from walpool.system.console import screen_is_possible
 
-LEAST_S = 0.05
+LEAST_S, MOST_S = 0.05, 3600.0
 LOOK_AGAIN_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG", help="the log's directory")
-    parser.add_argument("--interval", type=seconds, default=1.0, metavar="S", help="seconds between two looks (1)")
+    parser.add_argument("log", type=arguments.place, metavar="LOG", help="the log's directory")
+    parser.add_argument(
+        "--interval", type=arguments.seconds(LEAST_S, MOST_S), default=1.0, metavar="S", help="between two looks (1)"
+    )
     parser.add_argument("--plain", action="store_true", help="one line for each look, without a screen")
     parser.add_argument("--wait", action="store_true", help="for a log that is not there yet, or not open")
     parser.add_argument("--once", action="store_true", help="one look, over one interval, and no more")
-
-
-def seconds(text: str) -> float:
-    value = float(text)
-    if not LEAST_S <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"from {LEAST_S} to 3600 seconds")
-    return value
 
 
 def run(args: argparse.Namespace) -> Exit:

@@ -13,6 +13,7 @@ import argparse
 from dataclasses import asdict
 
 from walpool import Retention, WALWriter
+from walpool.cli import arguments
 from walpool.cli.exits import Exit
 from walpool.cli.output import amount, print_json
 from walpool.options import WriterOptions
@@ -20,17 +21,21 @@ from walpool.upkeep.repair import discard_quarantine, require_log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG")
+    parser.add_argument("log", type=arguments.place, metavar="LOG")
     parser.add_argument("--no-checkpoint", action="store_true", help="leave the checkpoint aside, use the other rules")
-    parser.add_argument("--max-bytes", type=int, metavar="N", help="until the log has at most N bytes")
-    parser.add_argument("--max-age", type=float, metavar="SECONDS", help="what was sealed longer ago")
-    parser.add_argument("--max-segments", type=int, metavar="N", help="until there are at most N segments")
-    parser.add_argument("--max-pinned-bytes", type=int, metavar="N", default=1 << 30, help="default: 1 GiB")
+    parser.add_argument("--max-bytes", type=arguments.number(0), metavar="N", help="until the log has at most N bytes")
+    parser.add_argument("--max-age", type=arguments.seconds(), metavar="SECONDS", help="what was sealed longer ago")
+    parser.add_argument(
+        "--max-segments", type=arguments.number(0), metavar="N", help="until there are at most N segments"
+    )
+    parser.add_argument(
+        "--max-pinned-bytes", type=arguments.number(0), metavar="N", default=1 << 30, help="default: 1 GiB"
+    )
     parser.add_argument("--quarantine", action="store_true", help="remove what lies in quarantine/, and nothing else")
 
 
 def run(args: argparse.Namespace) -> Exit:
-    require_log(args.log)  # a writer would make what is not there
+    require_log(args.log).close()  # a writer would make what is not there
     if args.quarantine:
         return _discard(args)
     rule = Retention(not args.no_checkpoint, args.max_bytes, args.max_age, args.max_segments, args.max_pinned_bytes)

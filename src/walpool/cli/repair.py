@@ -14,6 +14,7 @@ import argparse
 from dataclasses import asdict
 
 from walpool import CorruptLog, RecoveryMode, RecoveryReport
+from walpool.cli import arguments
 from walpool.cli.exits import CommandError, Exit, describe, one_line
 from walpool.cli.output import print_json
 from walpool.options import WriterOptions
@@ -22,29 +23,16 @@ from walpool.upkeep.survey import Place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG")
+    parser.add_argument("log", type=arguments.place, metavar="LOG")
     parser.add_argument("--apply", action="store_true", help="do it, keeping what is cut")
     parser.add_argument(
         "--mode",
-        type=recovery_mode,
+        type=arguments.choice(RecoveryMode),
         default=RecoveryMode.TOLERATE_TAIL,
-        metavar="{" + ",".join(map(hyphened, RecoveryMode)) + "}",
+        metavar=arguments.choices(RecoveryMode),
         help="what to do about damage: tolerate-tail (default) cuts what was never durable and refuses the rest;"
         " point-in-time cuts at the first damage, durable or not; salvage goes on behind it; strict refuses any",
     )
-
-
-def hyphened(mode: RecoveryMode) -> str:
-    return mode.value.replace("_", "-")
-
-
-def recovery_mode(text: str) -> RecoveryMode:
-    """With hyphens, or with the underscores that the value has."""
-    try:
-        return RecoveryMode(text.replace("-", "_"))
-    except ValueError:
-        known = ", ".join(map(hyphened, RecoveryMode))
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {known}") from None
 
 
 def run(args: argparse.Namespace) -> Exit:
@@ -79,6 +67,8 @@ def _line(place: Place) -> str:
 
 def _verdict(plan: RepairPlan, report: RecoveryReport | None) -> str:
     if report is not None:
+        if report.cut is None and not report.skipped:
+            return f"nothing to repair: the log ends at LSN {report.next_lsn - 1}, and its control block was made anew"
         moved = f"; moved aside: {', '.join(report.quarantined)}" if report.quarantined else ""
         return f"repaired: the log ends at LSN {report.next_lsn - 1}{moved}"
     if not plan.needed:
@@ -87,10 +77,9 @@ def _verdict(plan: RepairPlan, report: RecoveryReport | None) -> str:
     if plan.cut is None:
         return "would go on behind the damage; nothing is cut; --apply starts a new segment at the end"
     moved = f" and move {', '.join(plan.quarantine)} to quarantine/" if plan.quarantine else ""
-    return (
-        f"would end the log at LSN {plan.next_lsn - 1}{moved}; {plan.intact_behind:,} intact entries lie behind the cut"
-        " and are kept there; --apply does it"
-    )
+    behind = f"{plan.intact_behind:,} intact entries lie behind the cut and are kept as evidence"
+    way_out = "; --mode salvage would keep them in the log" if plan.intact_behind else ""
+    return f"would end the log at LSN {plan.next_lsn - 1}{moved}; {behind}{way_out}; --apply does it"
 
 
 def _as_dict(result: RepairPlan | RecoveryReport) -> dict[str, object]:

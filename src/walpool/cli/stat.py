@@ -11,10 +11,11 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 
 from walpool import WALMetrics
+from walpool.cli import arguments
 from walpool.cli.exits import Exit, one_line
 from walpool.cli.live.figures import failure_kinds, spread, writer_table
 from walpool.cli.output import amount, print_json
-from walpool.errors import CorruptLog, LogNotFound, UnsafeLog
+from walpool.errors import CorruptLog, LogReplaced, UnsafeLog
 from walpool.format.names import segment_name
 from walpool.read.scan import scan_segment
 from walpool.read.window import FrameWindow
@@ -24,13 +25,14 @@ from walpool.shared.control import ControlUnusable
 from walpool.shared.snapshot import Snapshot
 from walpool.system.files import Directory
 from walpool.upkeep.aside import Aside, look_aside
+from walpool.upkeep.repair import require_log
 
 OPEN_IT = "a writer that opens the log makes a new one; until then, cat, dump and verify read it as it is"
 ROWS_SHOWN = 10  # of segments, the newest, for people; JSON has them all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG", help="the log's directory")
+    parser.add_argument("log", type=arguments.place, metavar="LOG", help="the log's directory")
 
 
 def run(args: argparse.Namespace) -> Exit:
@@ -104,12 +106,12 @@ def look(path: str) -> Standing:
     try:
         with WALMetrics.attach(path) as metrics:
             snapshot = metrics.snapshot()
-    except ControlUnusable as error:
-        reason = str(error)
-    with closing(Directory(path)) as directory:
+    except LogReplaced:
+        raise
+    except (ControlUnusable, UnsafeLog) as error:  # also one that nobody can open: the segments may be there
+        reason = error.reason
+    with closing(require_log(path)) as directory:
         first_lsns = list_segments(directory)
-        if not first_lsns:
-            raise LogNotFound(path, "no such log: the directory holds no segment")
         rows = []
         for first_lsn in first_lsns:
             try:

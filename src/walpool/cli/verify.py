@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from walpool.cli import arguments
 from walpool.cli.exits import Exit, one_line
 from walpool.cli.output import amount, print_json
 from walpool.cli.progress import Progress
@@ -20,7 +21,7 @@ from walpool.upkeep.verify import Finding, VerifyReport, verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", metavar="LOG", help="a log, or one segment file")
+    parser.add_argument("log", type=arguments.place, metavar="LOG", help="a log, or one segment file")
 
 
 def run(args: argparse.Namespace) -> Exit:

@@ -25,9 +25,9 @@ _SURE = (RecoveryMode.STRICT, RecoveryMode.POINT_IN_TIME)  # to them a torn tail
 
 
 class Cursor:
-    """Where a reader is. `start` is the first LSN that is wanted; None: the first entry there is; "end": what comes."""
+    """Where a reader is, from `begin` on."""
 
-    def __init__(self, source: Source, window: FrameWindow, mode: RecoveryMode, start: Start, *, pin: bool) -> None:
+    def __init__(self, source: Source, window: FrameWindow, mode: RecoveryMode) -> None:
         self.source = source
         self.window = window
         self.counters = counters_of(source.directory.path)
@@ -42,15 +42,18 @@ class Cursor:
         self._over = False  # POINT_IN_TIME met damage
         self._tail: Tail | None = None
         self._pin: Pin | None = None
+
+    def begin(self, start: Start, *, pin: bool) -> None:
+        """`start` is the first LSN that is wanted; None: the first entry there is; "end": what comes."""
         self._from_the_first = start is None  # then nothing is missed that retention removes before it is read
         self.start = 1 if start is None else self.next_lsn() if start == "end" else start
         if pin:
             self._start_pin()
-        first = source.segments()[0]
-        if start is None or source.only is not None:
+        first = self.source.segments()[0]
+        if start is None or self.source.only is not None:
             self.start = max(self.start, first)
         elif self.start < first:
-            raise LSNUnavailable(self.start, first)
+            raise LSNUnavailable(self.start, first, self.source.path)
 
     def _start_pin(self) -> None:
         try:
@@ -154,7 +157,7 @@ class Cursor:
                 self.start = segments[0]
                 return True
             source.check_place()
-            raise LSNUnavailable(lsn, segments[0])
+            raise LSNUnavailable(lsn, segments[0], source.path)
         try:
             if self._pin is not None:
                 self._pin.move(segments[at])
@@ -253,7 +256,7 @@ class Cursor:
         first = source.segments()[:1] if extent.limit_lsn is not None else []
         if first and first[0] > segment.header.first_lsn:  # removed under us, and those after it
             source.check_place()
-            raise LSNUnavailable(lsn, first[0])
+            raise LSNUnavailable(lsn, first[0], source.path)
         settle = source.settle if extent.live or extent.limit_lsn is not None or self._mode in _SURE else nobody_appends
         stop = examine(segment, self.window, lsn, found, extent, lambda: source.extent(segment), settle)
         if stop is not None and not stop.reason:

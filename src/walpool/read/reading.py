@@ -41,12 +41,13 @@ class Reading(Generic[B]):
         self.entries = self.batches = self.bytes = 0
 
     def _open(self, start: Start) -> None:
-        source = Source(self.path)
+        cursor = Cursor(Source(self.path), self.window, self.mode)
         try:
-            self.cursor = Cursor(source, self.window, self.mode, start, pin=self.pinned)
+            cursor.begin(start, pin=self.pinned)
         except BaseException:
-            source.close()
+            cursor.close()
             raise
+        self.cursor = cursor
         self._counts = self.cursor.counters.cell_for(self)
         self.closed = self._forked = False
 

@@ -5,7 +5,7 @@ Holds: for the active segment of a live log nothing behind the published tail is
 
 import os
 
-from walpool.errors import CorruptLog, LogNotFound, LogReplaced, UnsafeLog, WALError
+from walpool.errors import CorruptLog, LogNotFound, LogReplaced, UnsafeLog
 from walpool.format.header import HEADER_BYTES, MAGIC, WALHeader
 from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name, segment_name
 from walpool.read.walk import Extent
@@ -34,6 +34,13 @@ class Source:
         self.renewed = False  # another control block is in force than before
         self._id: bytes | None = None  # the log's, once it is known
         self._gone = ""  # why this is not the log any more that was read
+        try:
+            self._look()
+        except BaseException:
+            self.close()
+            raise
+
+    def _look(self) -> None:
         if self._name:
             self.only = self._identify(self._name)
             return
@@ -146,7 +153,7 @@ def settle(directory: Directory) -> None:
     """Wait until no append is under way: loads of the control block were in order on any machine, then."""
     try:
         file = directory.open(APPEND_LOCK)
-    except (FileNotFoundError, WALError):
+    except (FileNotFoundError, UnsafeLog):
         return  # a copy, or we may not
     try:
         deadline = clock.monotonic() + CONFIRM_S

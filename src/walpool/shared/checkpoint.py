@@ -41,7 +41,7 @@ def read_checkpoint(directory: Directory) -> int:
         magic, lsn, _, crc, _ = CHECKPOINT_FILE.unpack(data)
         if magic == _MAGIC and crc == crc32c(data[:_CRC_AT]):
             return int(lsn)
-    raise CorruptLog(file.path, 0, 0, "the checkpoint file is damaged; state the checkpoint again, or remove the file")
+    raise CorruptLog(file.path, 0, 0, "this is no whole checkpoint; state it again, or remove the file")
 
 
 def write_checkpoint(directory: Directory, lsn: int, mode: int) -> None:

@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from walpool.errors import WALError
+from walpool.errors import UnsafeLog, WALError
 from walpool.format.names import APPEND_LOCK, CONTROL, MAX_LSN, SLOTS_LOCK, SYNC_LOCK
 from walpool.system import processes
 from walpool.system.files import CREATE, READ, WRITE, Directory, File
@@ -85,6 +85,10 @@ assert STATE.size == len(LogState._fields) * WORD <= COPIES[1] - COPIES[0]
 
 # The one reason after which nobody knows in which order the segments were written and synced.
 COPIED = "the control block is a copy of another log's"
+OPEN_IT = (
+    "open the log once with a writer (`walpool checkpoint LOG 0` does), or read it as it is (`walpool stat`, `cat` and"
+    " `verify` do)"
+)
 
 
 class ControlUnusable(WALError):
@@ -92,7 +96,16 @@ class ControlUnusable(WALError):
 
     What to do: retry once a writer has opened the log, which rebuilds the block; figures (WALMetrics) are there again
     then. Readers do without it.
+
+    Attributes:
+        reason: why it cannot be used.
+        path: the log's directory, or "" where nobody said.
     """
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(f"{path}: {reason}, so nobody says what goes on there: {OPEN_IT}" if path else reason)
+        self.reason = reason
+        self.path = path
 
 
 class Control:
@@ -111,10 +124,11 @@ class Control:
         try:
             file = directory.open(CONTROL, WRITE if writable else READ)
         except FileNotFoundError:
-            raise ControlUnusable("there is no control block") from None
+            raise ControlUnusable("there is no control block", directory.path) from None
         try:
             if file.stat.st_size != CONTROL_BYTES:  # before mapping: a touch past the end is SIGBUS
-                raise ControlUnusable(f"the control block has {file.stat.st_size} bytes, not {CONTROL_BYTES}")
+                why = f"the control block has {file.stat.st_size} bytes, not {CONTROL_BYTES}"
+                raise ControlUnusable(why, directory.path)
             control = cls(file, SharedWords(file, CONTROL_BYTES, writable=writable))
         except BaseException:
             file.close()
@@ -122,7 +136,7 @@ class Control:
         problem = control._problem()
         if problem is not None:
             control.close()
-            raise ControlUnusable(problem)
+            raise ControlUnusable(problem, directory.path)
         return control
 
     def _problem(self) -> str | None:
@@ -209,7 +223,7 @@ def last_totals(directory: Directory) -> Totals:
     """The totals of the block in place, if it is a whole one of this layout: it may be void in all else."""
     try:
         file = directory.open(CONTROL)
-    except (FileNotFoundError, WALError):
+    except (FileNotFoundError, UnsafeLog):
         return Totals()
     try:
         block = file.read(CONTROL_BYTES, 0)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
-from walpool.system.locks import reopen_after_fork
+from walpool.system.forks import reopen_after_fork
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -9,7 +9,7 @@ descriptor's number is used after its close.
 import os
 from typing import NamedTuple
 
-from walpool.errors import LogClosed, LogNotFound, LogReplaced, UnsafeLog, WALError
+from walpool.errors import CorruptLog, LogClosed, LogNotFound, LogReplaced, UnsafeLog, UnsupportedVersion, WALError
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.names import CONTROL, SLOTS_LOCK
 from walpool.shared import slots
@@ -111,7 +111,11 @@ class WALMetrics:
             IOFailed: retry when the cause is gone.
         """
         directory = Directory(path)
-        return cls._of(directory, _attach(directory), counters_of(directory.path), owned=True)
+        try:
+            return cls._of(directory, _attach(directory), counters_of(directory.path), owned=True)
+        except BaseException:
+            directory.close()
+            raise
 
     def snapshot(self) -> Snapshot:
         """The figures now.
@@ -303,7 +307,7 @@ def _is_same_log(mark: _Mark, view: _View) -> bool:
     """
     try:
         segment = open_segment(view.directory, mark.state.segment)
-    except (FileNotFoundError, WALError):
+    except (FileNotFoundError, CorruptLog, UnsafeLog, UnsupportedVersion):
         return view.control.state().sequence > mark.state.sequence and _locks(view.control) == mark.locks
     segment.file.close()
     return segment.header.marker == mark.state.marker or segment.header.sequence > mark.state.sequence
@@ -312,7 +316,7 @@ def _is_same_log(mark: _Mark, view: _View) -> bool:
 def _checkpoint(directory: Directory) -> int:
     try:
         return read_checkpoint(directory)
-    except WALError:
+    except (CorruptLog, UnsafeLog):
         return 0  # it covers nothing, and whoever goes by it is told
 
 

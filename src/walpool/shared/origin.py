@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from walpool.errors import WALError
+from walpool.errors import UnsafeLog, WALError
 from walpool.format.names import MAX_LSN, ORIGIN
 from walpool.system import processes
 from walpool.system.files import CREATE, READ, Directory
@@ -44,12 +44,10 @@ def read_origin(directory: Directory) -> Origin | None:
     """What it says, or None when it says nothing."""
     try:
         file = directory.open(ORIGIN, READ)
-    except (FileNotFoundError, WALError):
+    except (FileNotFoundError, UnsafeLog):
         return None
     try:
         data = file.read(ORIGIN_BYTES + 1, 0)
-    except WALError:
-        return None
     finally:
         file.close()
     if len(data) != ORIGIN_BYTES:

@@ -131,7 +131,7 @@ class SlotRow:
             self.record_ns(LOCK_WAIT, waited_ns)
 
     def doing(self, state: int) -> None:
-        self.words[SINCE_NS] = clock.time_ns()
+        self.words[SINCE_NS] = clock.monotonic_ns()
         self.words[DOING] = state
 
     def failed(self, kind: str, text: str) -> None:
@@ -245,7 +245,7 @@ def read_rows(directory: Directory) -> list[RowValues]:
     """Every row that was ever claimed, without a lock. A row that makes no sense is left out; no file is no rows."""
     try:
         file = directory.open(METRICS, READ)
-    except (FileNotFoundError, WALError):
+    except (FileNotFoundError, UnsafeLog):
         return []
     try:
         if file.read(len(_HEADER), 0) != _HEADER:

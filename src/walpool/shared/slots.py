@@ -4,13 +4,14 @@ Holds: the kernel frees the byte at the moment its holder dies; process ids are 
 when they are of our pid namespace: two containers may share a log, and each has a process 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from walpool.errors import UnsafeLog
+from walpool.errors import UnsafeLog, WALError
 from walpool.shared.control import COMMIT, LEADING, SLOT_PIDS, SLOT_ROWS, Control
+from walpool.shared.slot_rows import read_rows
 from walpool.system import processes
-from walpool.system.files import File
+from walpool.system.files import Directory, File
 from walpool.system.locks import ByteLocks
 
 MAX_SLOTS = 1 << 16  # a frame says its writer's slot in 16 bits
@@ -26,7 +27,7 @@ class Slot:
             if locks.try_hold(number):
                 break
         else:
-            raise UnsafeLog(file.path, f"all {MAX_SLOTS} writer slots are taken")
+            raise UnsafeLog(file.path, f"all {MAX_SLOTS} writer slots are taken: close some writers")
         self.number = number
         if number < SLOT_ROWS:
             namespace = processes.pid_namespace() & _LOW
@@ -79,6 +80,17 @@ def owner_of(control: Control, slot: int) -> Owner:
 def pid_of(control: Control, slot: int) -> int:
     """The process id that slot's writer stated, 0 when unknown."""
     return owner_of(control, slot).pid
+
+
+def holders(directory: Directory, held: Iterable[int]) -> str:
+    """For people, of whoever finds slots held: the writers in them, as far as their rows say who they are."""
+    try:
+        rows = {row.slot: row for row in read_rows(directory)}
+    except WALError:
+        rows = {}
+    found = [(slot, rows.get(slot)) for slot in held]
+    who = [str(Owner.of(row.pid, row.pid_namespace)) if row is not None else "unknown" for _, row in found]
+    return f"the writers in slots {', '.join(str(slot) for slot, _ in found)} ({', '.join(who)})"
 
 
 def appending(control: Control) -> str:

@@ -4,9 +4,9 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from walpool.shared.histogram import Histogram
-from walpool.shared.slot_rows import ROWS, SHARED_ROW, STATES, Failures, RowValues
+from walpool.shared.slot_rows import IDLE, ROWS, SHARED_ROW, STATES, Failures, RowValues
 from walpool.shared.slots import Owner
-from walpool.system import processes
+from walpool.system import clock, processes
 
 NO_FAILURES = Failures()
 MOST_NAMES = 4096
@@ -36,7 +36,9 @@ class WriterRow:
         buffered_bytes (default 0): SyncMode.NONE: not appended yet.
         last_append_at (default 0.0): seconds since the epoch, to a tenth; 0.0 before the first.
         state (default "idle"): idle, waiting for the lock, or waiting for a sync; who is appending is `lock_holder`.
-        state_since (default 0.0): seconds since the epoch: when it last began to wait; 0.0 before that.
+        state_since (default 0.0): seconds since the epoch: when it last began to wait, to a tenth; 0.0 before
+            that.
+        state_seconds (default 0.0): how long it has waited, whatever was done to the wall clock; 0.0 when idle.
         last_error (default ""): the message of its last append that raised.
         last_error_at (default 0.0): seconds since the epoch; 0.0 when none did.
         elsewhere (default False): it is of another pid namespace, or an unknown one: where we are, `pid` is not it.
@@ -62,6 +64,7 @@ class WriterRow:
     last_append_at: float = 0.0
     state: str = "idle"
     state_since: float = 0.0
+    state_seconds: float = 0.0
     last_error: str = ""
     last_error_at: float = 0.0
     elsewhere: bool = False
@@ -274,6 +277,8 @@ def writer_row(slot: int, owner: Owner, rows: dict[int, RowValues], names: "Proc
         here = row.pid_namespace == names.namespace
     own = row.own
     failures = Failures(*(own[kind] for kind in Failures._fields))
+    since_ns = own["state_since_ns"]
+    ago_s = max(0, clock.monotonic_ns() - since_ns) / 1e9
     return WriterRow(
         slot=slot,
         pid=owner.pid,
@@ -294,7 +299,8 @@ def writer_row(slot: int, owner: Owner, rows: dict[int, RowValues], names: "Proc
         buffered_bytes=own["buffered_bytes"],
         last_append_at=own["last_append_ns"] / 1e9,
         state=STATES[own["state"]] if own["state"] < len(STATES) else "unknown",
-        state_since=own["state_since_ns"] / 1e9,
+        state_since=round(clock.time_ns() / 1e9 - ago_s, 1) if since_ns else 0.0,
+        state_seconds=ago_s if own["state"] != IDLE else 0.0,
         last_error=row.error if row.error_ns >= row.opened_ns else "",
         last_error_at=row.error_ns / 1e9 if row.error_ns >= row.opened_ns else 0.0,
         elsewhere=bool(owner.pid) and not here,

@@ -13,5 +13,10 @@ def monotonic() -> float:
     return calls.monotonic()
 
 
+def monotonic_ns() -> int:
+    """The same in nanoseconds: of the machine, and so the same for all its processes, until it is booted again."""
+    return calls.monotonic_ns()
+
+
 def sleep(seconds: float) -> None:
     calls.sleep(seconds)

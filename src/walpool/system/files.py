@@ -12,8 +12,7 @@ import sys
 
 from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
-from walpool.system.failures import typed_error as typed_error
-from walpool.system.failures import typed_errors as typed_errors
+from walpool.system.failures import no_directory, typed_error, typed_errors
 from walpool.system.forks import reopen_after_fork
 
 _SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -172,11 +171,12 @@ class Directory:
         self.path = os.path.abspath(os.fspath(path))
         reopen_after_fork(self)
         try:
-            with typed_errors(self.path):
-                self.fd = calls.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                self.stat = calls.fstat(self.fd)
+            self.fd = calls.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self.stat = calls.fstat(self.fd)
         except FileNotFoundError:
             raise LogNotFound(self.path, "no such log") from None
+        except OSError as error:
+            raise no_directory(error, self.path) from error
 
     def replaced(self) -> str | None:
         """What the path leads to by now, when that is not this directory; None while it is, or nobody lets us look."""
@@ -235,7 +235,8 @@ class Directory:
         if found.st_nlink == 0:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)  # removed as we opened it
         if found.st_nlink != 1:
-            raise UnsafeLog(path, f"refused: the file has {found.st_nlink} hard links, so another name can change it")
+            names = f"the file has {found.st_nlink} hard links, so another name can change it"
+            raise UnsafeLog(path, f"refused: {names}; put a copy in its place")
         shared = self.stat.st_mode & stat.S_IWGRP and found.st_gid == self.stat.st_gid
         if found.st_uid not in (os.geteuid(), self.stat.st_uid, 0) and not shared:
             raise UnsafeLog(

@@ -27,11 +27,10 @@ from weakref import WeakSet, ref
 
 from walpool.errors import LogBusy, LogClosed
 from walpool.system.calls import calls
-from walpool.system.files import Directory, File, typed_error, typed_errors
-from walpool.system.forks import reopen_after_fork as reopen_after_fork
-from walpool.system.threads import leave as leave
-from walpool.system.threads import mutex as mutex
-from walpool.system.threads import mutexes_of_this_thread
+from walpool.system.failures import typed_error, typed_errors
+from walpool.system.files import Directory, File
+from walpool.system.forks import reopen_after_fork
+from walpool.system.threads import leave, mutex, mutexes_of_this_thread
 
 MAINTENANCE_POLL_S = 0.005
 LOCK_EX = fcntl.LOCK_EX
@@ -81,7 +80,7 @@ class ProcessLock:
         """`who` adds to the LogBusy of a wait that was too long who has the lock."""
         self.file = file
         self.fd = file.fd
-        self.mutex = mutex(timeout_s)
+        self.mutex = mutex(timeout_s, file.path)
         self.is_ours = self.mutex._is_owned
         self.who = who
         self.timeout_s = timeout_s
@@ -101,7 +100,7 @@ class ProcessLock:
         while not try_lock(fd):
             left = deadline - calls.monotonic()
             if left <= 0:
-                raise LogBusy(f"{self.file.path}: another process held the lock for {self.timeout_s} s{self.who()}")
+                raise LogBusy(f"{self.file.path}: the lock was not free for {self.timeout_s} s{self.who()}")
             calls.sleep(min(left, random.uniform(50e-6, 2e-3)))
 
     def check_others(self) -> None:
@@ -294,7 +293,10 @@ class Maintenance(io.FileIO):
             with typed_errors(self._path):
                 while not try_lock(self.fileno()):
                     if deadline is not None and calls.monotonic() >= deadline:
-                        raise LogBusy(f"{self._path}: another process held the lock for {self._timeout_s} s")
+                        raise LogBusy(
+                            f"{self._path}: the lock was not free for {self._timeout_s} s: somebody makes, recovers,"
+                            " repairs or prunes the log, or states a checkpoint"
+                        )
                     calls.sleep(MAINTENANCE_POLL_S)
             self._thread = threading.get_ident()
             _maintenances.add(self)

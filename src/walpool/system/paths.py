@@ -6,7 +6,8 @@ import stat
 
 from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
-from walpool.system.files import Directory, close_descriptor, typed_error, typed_errors
+from walpool.system.failures import link_at, no_directory, typed_errors
+from walpool.system.files import Directory, close_descriptor
 
 
 def create_directory(path: str | os.PathLike[str], mode: int) -> None:
@@ -37,7 +38,7 @@ def _make_parents(path: str) -> None:
         _make_parents(path)
     except FileExistsError:
         if not os.path.isdir(path):
-            raise UnsafeLog(path, "refused: not a directory") from None
+            raise UnsafeLog(path, f"refused: {link_at(path, 'use that path') or 'not a directory'}") from None
 
 
 def sync_path_to(directory: Directory) -> None:
@@ -64,12 +65,12 @@ def is_directory(path: str | os.PathLike[str]) -> bool:
     place = os.path.abspath(os.fspath(path))
     try:
         found = calls.stat(place, follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise LogNotFound(place, "no such log") from None
     except OSError as error:
-        raise typed_error(error, place) from error
+        raise no_directory(error, place) from error
     if stat.S_ISLNK(found.st_mode):
-        raise UnsafeLog(place, "refused: a symbolic link")
+        raise UnsafeLog(place, f"refused: {link_at(place, 'use that path') or 'a symbolic link'}")
     return stat.S_ISDIR(found.st_mode)
 
 

@@ -4,7 +4,8 @@ import errno
 import sys
 
 from walpool.system.calls import calls
-from walpool.system.files import File, typed_error
+from walpool.system.failures import typed_error
+from walpool.system.files import File
 
 _FICLONE = 0x40049409  # <linux/fs.h>; the same on x86-64 and arm64
 _CANNOT = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ETXTBSY}

@@ -8,7 +8,8 @@ a store into a hole on a full disk is SIGBUS.
 import mmap
 
 from walpool.system.calls import calls
-from walpool.system.files import File, typed_errors
+from walpool.system.failures import typed_errors
+from walpool.system.files import File
 
 WORD = 8
 

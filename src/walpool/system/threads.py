@@ -28,11 +28,12 @@ class Mutex(Protocol):
 _mutexes: "WeakSet[Any]" = WeakSet()
 
 
-def mutex(timeout_s: float | None = None) -> Mutex:
+def mutex(timeout_s: float | None = None, path: str = "") -> Mutex:
     """A lock between threads that knows its owner; with a timeout its `with` gives up with LogBusy."""
     made: Any = threading.RLock() if timeout_s is None else _TimedMutex()
     if timeout_s is not None:
         made.timeout_s = max(0.0, min(timeout_s, threading.TIMEOUT_MAX))
+        made.path = path  # of what it is for, in the error
     _mutexes.add(made)
     owned: Mutex = made
     return owned
@@ -40,11 +41,12 @@ def mutex(timeout_s: float | None = None) -> Mutex:
 
 class _TimedMutex(type(threading.RLock())):  # type: ignore[misc]  # its __exit__ stays C's
     timeout_s = 0.0
+    path = ""
 
     def __enter__(self) -> bool:
         try:
             if not self.acquire(True, self.timeout_s):
-                raise LogBusy(f"another thread of this process held the log for {self.timeout_s} s")
+                raise LogBusy(f"{self.path}: another thread of this process held the lock for {self.timeout_s} s")
             return True
         except BaseException:
             leave(self)

@@ -5,12 +5,13 @@ A power cut that ended the log below its checkpoint would have new entries take 
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 
 from walpool.errors import CorruptLog
 from walpool.format.names import MAINTENANCE_LOCK
 from walpool.options import WriterOptions
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
-from walpool.system.files import typed_errors
+from walpool.system.failures import typed_errors
 from walpool.system.locks import Maintenance
 from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.repair import require_log
@@ -30,7 +31,8 @@ def checkpoint(path: str | os.PathLike[str]) -> int:
         UnsafeLog: mend what it names.
         IOFailed: retry when the cause is gone.
     """
-    return read_checkpoint(require_log(path))
+    with closing(require_log(path)) as directory:
+        return read_checkpoint(directory)
 
 
 def state_checkpoint(log: OpenLog, lsn: int, options: WriterOptions, settle: Callable[[int], int]) -> int:

@@ -11,6 +11,7 @@ could be changed under the other. The log is only read.
 import logging
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import Control, ControlUnusable
 from walpool.shared.origin import new_origin, write_origin
 from walpool.shared.pins import Pin
-from walpool.system.failures import typed_errors
+from walpool.system.failures import in_words, typed_errors
 from walpool.system.files import CREATE, Directory, File
 from walpool.system.locks import try_lock
 from walpool.system.paths import make_directory, parent_of, remove_directory, set_mode
@@ -90,14 +91,14 @@ def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: P
         UnsupportedVersion: upgrade walpool.
         LogFull, IOFailed: retry when the cause is gone.
     """
-    source = require_log(path)
-    parent, name = parent_of(dest)
-    if parent.identity(name) is not None:
-        raise UnsafeLog(parent.join(name), "refused: it exists already, and a copy replaces nothing")
-    if (parent.stat.st_dev, parent.stat.st_ino) == (source.stat.st_dev, source.stat.st_ino):
-        raise UnsafeLog(parent.join(name), "refused: it would be inside the log")
-    with typed_errors(parent.join(name)):  # syncs and locks
-        return _copy(source, parent, name, progress or (lambda done, total: None))
+    with closing(require_log(path)) as source:
+        parent, name = parent_of(dest)
+        with closing(parent), typed_errors(parent.join(name)):  # syncs and locks
+            if parent.identity(name) is not None:
+                raise UnsafeLog(parent.join(name), "refused: it exists already, and a copy replaces nothing")
+            if (parent.stat.st_dev, parent.stat.st_ino) == (source.stat.st_dev, source.stat.st_ino):
+                raise UnsafeLog(parent.join(name), "refused: it would be inside the log")
+            return _copy(source, parent, name, progress or (lambda done, total: None))
 
 
 def _copy(source: Directory, parent: Directory, name: str, progress: Progress) -> CopyReport:
@@ -168,7 +169,7 @@ def _discard(parent: Directory, name: str, work: Directory) -> None:
             work.unlink(each)
         remove_directory(parent, temporary)
     except (OSError, WALError) as error:
-        log.warning("%s: what there was of the copy could not be removed: %s", parent.join(temporary), error)
+        log.warning("%s: what there was of the copy could not be removed: %s", parent.join(temporary), in_words(error))
 
 
 # The copying

@@ -44,7 +44,8 @@ from walpool.shared.control import (
 )
 from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
-from walpool.system.files import WRITE, Directory, File, typed_error
+from walpool.system.failures import typed_error
+from walpool.system.files import WRITE, Directory, File
 from walpool.system.filesystems import check_local
 from walpool.system.locks import Maintenance, ProcessLock
 from walpool.system.paths import create_directory
@@ -87,7 +88,7 @@ class OpenLog:
                 why = CUT
             else:
                 continue
-            raise UnsafeLog(file.path, f"{why}; nothing was appended; {AGAIN}")
+            raise UnsafeLog(file.path, f"{why}; {AGAIN}")
 
     def check_path(self) -> None:
         """Raises LogReplaced unless the path leads to our directory."""
@@ -108,6 +109,7 @@ class OpenLog:
 
 
 CUT = "the file was cut below the bytes in use"
+LIVING = "somebody replaced files of a live log, or two sandboxes see different boot ids; close them and open again"
 AGAIN = "close every writer of this log and open it again"
 
 
@@ -117,13 +119,21 @@ def open_log(path: str, options: WriterOptions) -> OpenLog:
         return _open_log(path, options)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not isinstance(error, WALError):
-            raise UnsafeLog(path, "files of the log were removed while it was being opened") from error
+            raise UnsafeLog(path, "files of the log were removed while it was being opened; open it again") from error
         raise typed_error(error, path) from error
 
 
 def _open_log(path: str, options: WriterOptions) -> OpenLog:
     create_directory(path, options.mode)
     directory = Directory(path)
+    try:
+        return _open_in(directory, options)
+    except BaseException:
+        directory.close()
+        raise
+
+
+def _open_in(directory: Directory, options: WriterOptions) -> OpenLog:
     directory.check_ours()
     if not options.allow_network_fs:
         check_local(directory)
@@ -151,7 +161,7 @@ def _check_other_files(directory: Directory, options: WriterOptions) -> None:
         raise UnsafeLog(
             directory.path,
             f"the directory holds other files ({', '.join(map(repr, others[:3]))}{', ...' if len(others) > 3 else ''})"
-            " and is not a log: give the log a directory of its own, or pass allow_other_files=True",
+            " and is not a log: give the log a directory of its own (or, in Python, pass allow_other_files=True)",
         )
 
 
@@ -174,7 +184,7 @@ def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
         return OpenLog(directory, control, append_lock, ProcessLock(sync_file), slots_lock, slot.number, segment)
     except (ControlUnusable, FileNotFoundError) as error:
         _close(control, files)  # first of all frees the slot: whoever rebuilds must see none held
-        return str(error)
+        return error.reason if isinstance(error, ControlUnusable) else str(error)
     except BaseException:
         _close(control, files)
         raise
@@ -329,12 +339,9 @@ def rebuild(directory: Directory, options: WriterOptions, reason: str, *, whole:
             if reason == POISON:
                 raise sync_failed(directory.path, 0, (_doubtful(directory) or 1) - 1)
             if clock.monotonic() > deadline:
-                raise UnsafeLog(
-                    directory.path,
-                    f"{reason}, but the writers in slots {', '.join(map(str, found))} still have the log open: somebody"
-                    " removed or replaced files of a live log, or two sandboxes see different boot ids; close those"
-                    " writers and open again",
-                )
+                who = slots.holders(directory, found)
+                way_out = "close them, and try again" if whole else LIVING
+                raise UnsafeLog(directory.path, f"{reason}, but {who} still have the log open: {way_out}")
             clock.sleep(0.01)
     finally:
         for file in (append_file, sync_file, slots_lock):

@@ -6,7 +6,7 @@ Holds: what is being prepared has a temporary name, and becomes PREPARED under o
 takes it under another.
 """
 
-from walpool.errors import WALError
+from walpool.errors import LogFull, WALError
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import PREPARED, segment_name
@@ -48,7 +48,10 @@ def prepare(directory: Directory, size: int, file_mode: int) -> OSError | None:
     if directory.identity(PREPARED) is not None:
         return None
     directory.unlink(_PREPARING)  # of a coordinator that was killed
-    file = directory.open(_PREPARING, CREATE, file_mode)
+    try:
+        file = directory.open(_PREPARING, CREATE, file_mode)
+    except LogFull as error:
+        return error
     try:
         write_zeros(file, 0, size)
         file.sync()

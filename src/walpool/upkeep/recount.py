@@ -61,7 +61,8 @@ def recount(
     batches = found.batches
     if entries != found.entries:
         most = max(0, size - ENTRY_BYTES * entries) // FRAME_BYTES  # or there would be no room for the entries
-        batches = max(min(_batches(directory, found, entries), most), min(batches, entries, size // FRAME_BYTES))
+        counted = found.batches if entries > found.entries else 0  # some of them are gone, then
+        batches = max(min(_batches(directory, found, entries), most), min(counted, entries, size // FRAME_BYTES))
     mean = -(-(size - FRAME_BYTES * batches) // entries) if entries else 0
     return totals._replace(
         next_lsn=next_lsn,

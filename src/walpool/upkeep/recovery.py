@@ -21,12 +21,15 @@ from walpool.shared.control import LogState, create_control, last_totals, leftov
 from walpool.shared.origin import new_origin, write_origin
 from walpool.shared.poison import lift
 from walpool.system import clock, processes
+from walpool.system.failures import in_words
 from walpool.system.files import CREATE, Directory
 from walpool.system.paths import sync_path_to
 from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place, undo_half_moves
 from walpool.upkeep.recount import recount
 from walpool.upkeep.rewrite import rewrite
 from walpool.upkeep.survey import Place, Survey, survey
+
+MOST_TOLD = 10  # damaged places, a line each
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +79,18 @@ class RecoveryReport:
             )
         if self.cut is not None:
             lines.append(
-                f"{path}: recovered; the log ends at LSN {self.next_lsn - 1} because of {self.cut.reason} at offset"
-                f" {self.cut.offset} of {self.cut.path}; {self.intact_behind} intact entries lie behind it and are kept"
-                " as evidence"
+                f"{path}: recovered; the log ends at LSN {self.next_lsn - 1} because of damage at offset"
+                f" {self.cut.offset} of {self.cut.path}: {self.cut.reason}; {self.intact_behind} intact entries lie"
+                " behind it and are kept as evidence"
             )
         lines += [
             f"{place.path}: skipped damage at offset {place.offset}, LSN {place.lsn}: {place.reason}"
-            for place in self.skipped
+            for place in self.skipped[:MOST_TOLD]
         ]
+        if len(self.skipped) > MOST_TOLD:
+            lines.append(
+                f"{path}: skipped damage at {len(self.skipped) - MOST_TOLD} more places; `walpool verify` has all"
+            )
         return lines
 
 
@@ -108,11 +115,13 @@ def recover(
             if directory.identity(PREPARED) is None:
                 raise
             directory.unlink(PREPARED)  # zeros for later: now is when their room is needed
-            return _recover(directory, mode, reason, file_mode, doubtful_lsn, whole)
+        return _recover(directory, mode, reason, file_mode, doubtful_lsn, whole)
     except OSError as error:
         if isinstance(error, WALError):
             raise
-        raise SyncFailed(error.errno or 5, f"{directory.path}: a sync failed while recovering: {error}") from error
+        raise SyncFailed(
+            error.errno or 5, f"{directory.path}: a sync failed while recovering: {in_words(error)}"
+        ) from error
 
 
 def _recover(

@@ -6,17 +6,19 @@ writer has open is not repaired.
 
 import logging
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
-from walpool.errors import LogNotFound, UnsafeLog, WALError
+from walpool.errors import LogNotFound, UnsafeLog
 from walpool.format.names import MAINTENANCE_LOCK, SLOTS_LOCK, segment_name
 from walpool.options import RecoveryMode, WriterOptions
 from walpool.read.source import settle
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import Control, ControlUnusable, LogState
 from walpool.shared.slots import any_alive
-from walpool.system.files import Directory, typed_errors
+from walpool.system.failures import typed_errors
+from walpool.system.files import Directory
 from walpool.system.locks import Maintenance
 from walpool.upkeep.aside import Aside, discard
 from walpool.upkeep.opening import lock_mode, rebuild
@@ -48,7 +50,11 @@ def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
 
     Beside writers it looks as far as they have published: what lies behind is theirs, and nobody repairs it meanwhile.
     """
-    directory = require_log(path)
+    with closing(require_log(path)) as directory:
+        return _plan(directory, mode)
+
+
+def _plan(directory: Directory, mode: RecoveryMode) -> RepairPlan:
     look = partial(survey, directory, mode, whole=True, settle=partial(settle, directory))
     found = look(published=_published(directory))
     while not found.segments and list_segments(directory):  # retention has removed all that had been published by then
@@ -69,7 +75,7 @@ def _published(directory: Directory) -> LogState | None:
     """How far the log goes, when a writer has it open and we can see that."""
     try:
         slots_lock = directory.open(SLOTS_LOCK)
-    except (FileNotFoundError, WALError):
+    except (FileNotFoundError, UnsafeLog):
         return None
     try:
         control = Control.attach(directory, writable=False)
@@ -86,10 +92,10 @@ def _published(directory: Directory) -> LogState | None:
 
 def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryReport:
     """Do it, with `options.recovery` as the mode. Raises UnsafeLog while a writer has the log open."""
-    directory = require_log(path)
-    directory.check_ours()
-    with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
-        report = rebuild(directory, options, "a repair was asked for", whole=True)
+    with closing(require_log(path)) as directory:
+        directory.check_ours()
+        with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+            report = rebuild(directory, options, "a repair was asked for", whole=True)
     for line in report.told(directory.path):  # when no lock is held any more
         log.warning("%s", line)
     return report
@@ -97,16 +103,19 @@ def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryRepo
 
 def discard_quarantine(path: str | os.PathLike[str], options: WriterOptions) -> Aside:
     """Remove what was moved aside; how much that was. Writers go on meanwhile. Raises UnsafeLog, LogNotFound."""
-    directory = require_log(path)
-    directory.check_ours()
-    maintenance = Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options))
-    with maintenance, typed_errors(directory.path):
-        return discard(directory)
+    with closing(require_log(path)) as directory, typed_errors(directory.path):
+        directory.check_ours()
+        with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+            return discard(directory)
 
 
 def require_log(path: str | os.PathLike[str]) -> Directory:
     """The directory of a log that is there; a writer would make one. Raises LogNotFound."""
     directory = Directory(path)
-    if not list_segments(directory):
-        raise LogNotFound(directory.path, "the directory holds no log")
-    return directory
+    try:
+        if not list_segments(directory):
+            raise LogNotFound(directory.path, "the directory holds no log")
+        return directory
+    except BaseException:
+        directory.close()
+        raise

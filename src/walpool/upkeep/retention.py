@@ -20,7 +20,8 @@ from walpool.shared.origin import new_origin, read_origin, write_origin
 from walpool.shared.pins import oldest_pin
 from walpool.shared.poison import refuse_poisoned
 from walpool.system import clock
-from walpool.system.files import Directory, typed_errors
+from walpool.system.failures import typed_errors
+from walpool.system.files import Directory
 from walpool.system.locks import Maintenance
 from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import used_bytes

@@ -105,7 +105,12 @@ def survey(
             return result
         result.skipped.append(place)
         if scan.behind.exhausted:
-            raise CorruptLog(place.path, place.offset, place.lsn, f"{place.reason}; too many false frames follow")
+            raise CorruptLog(
+                place.path,
+                place.offset,
+                place.lsn,
+                f"{place.reason}; the search for what is intact behind it was given up",
+            )
         result.next_lsn = max(scan.next_lsn, scan.behind.next_lsn)
     return result
 

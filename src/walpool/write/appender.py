@@ -46,8 +46,10 @@ from walpool.shared.slot_rows import (
     bucket_word,
 )
 from walpool.system.calls import calls
-from walpool.system.files import cut_back, typed_error, write_rest
-from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock, leave
+from walpool.system.failures import typed_error
+from walpool.system.files import cut_back, write_rest
+from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock
+from walpool.system.threads import leave
 from walpool.upkeep.opening import AGAIN, CUT, OpenLog
 from walpool.upkeep.prepare import write_ahead
 from walpool.write.rotation import check_fits, rotate
@@ -236,7 +238,7 @@ class Appender:
             try:
                 segment = open_segment(self._log.directory, state.segment, writable=True)
             except FileNotFoundError:
-                raise UnsafeLog(self._log.directory.path, "the active segment was removed") from None
+                raise UnsafeLog(self._log.directory.path, f"the active segment was removed; {AGAIN}") from None
             self._use(segment)
         self._ready_to = self._size_limit
         if self._ahead:
@@ -269,7 +271,7 @@ class Appender:
         self._log.check_names(active.segment.file if known else None, state.tail)
         (segment, offset), file = self._seen, active.segment.file
         if known and segment == state.segment and file.read(4, offset) != active.marker.to_bytes(4, "little"):
-            raise UnsafeLog(file.path, f"{CUT}; nothing was appended; {AGAIN}")  # also when it has grown again since
+            raise UnsafeLog(file.path, f"{CUT}; {AGAIN}")  # also when it has grown again since
         self._seen = (state.segment, state.last_frame) if state.last_frame else (0, 0)
         if state.tail > self._size_limit // 2 and state.segment != self._half_full:
             self._half_full = state.segment

@@ -8,6 +8,7 @@ from typing import NoReturn, Protocol
 from weakref import WeakSet
 
 from walpool.errors import WALError
+from walpool.system.failures import in_words
 from walpool.system.locks import held_by_this_thread
 from walpool.system.signals import SIGTERM, on_signals
 
@@ -66,7 +67,7 @@ def _close_all() -> None:
         try:
             writer.close()
         except BaseException as error:
-            failed.append(f"{writer!r} could not append its buffer at exit: {error}")
+            failed.append(f"{writer!r} could not append its buffer at exit: {in_words(error)}")
     for text in failed:
         try:
             warnings.warn(text, RuntimeWarning, stacklevel=1)

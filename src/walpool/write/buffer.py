@@ -6,7 +6,6 @@ because its parent will append what was buffered. No thread exists while the buf
 nothing is logged, while the buffer's lock is held.
 """
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
@@ -14,10 +13,9 @@ from weakref import ref
 
 from walpool.errors import LogClosed, WALError
 from walpool.shared.slot_rows import BUFFERED, SlotRow
-from walpool.system.locks import itself, leave, mutex
-from walpool.system.threads import Helpers, Waker
-
-log = logging.getLogger("walpool")
+from walpool.system.failures import in_words, over, say_once
+from walpool.system.locks import itself
+from walpool.system.threads import Helpers, Waker, leave, mutex
 
 _Result = TypeVar("_Result")
 
@@ -190,7 +188,6 @@ class Buffer:
             self._wakers.remove(waker)
 
     def _append_when_due(self, waker: Waker, owned_by: "ref[Owner]") -> None:
-        said = ""
         while True:
             waker.wait(self._linger_s)
             owner = owned_by()
@@ -201,11 +198,11 @@ class Buffer:
                     if self._bodies:
                         self._flush(owner)
                     self._lingering = False
+                over(self._path, "buffer")
                 owner.do_chores_left()
                 return
             except LogClosed:
                 return
             except (WALError, OSError) as error:
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("%s: buffered entries could not be appended, and stay buffered: %s", self._path, error)
+                text = f"{self._path}: buffered entries could not be appended, and stay buffered: {in_words(error)}"
+                say_once(self._path, "buffer", text)

@@ -6,13 +6,13 @@ would succeed, so the log is poisoned for every process until it has been recove
 Lock: sync.lock, never waited for: who does not get it waits for the durable LSN to pass, and tries again.
 """
 
-import logging
 import threading
 from collections.abc import Callable
 from functools import partial
+from logging import ERROR
 
 from walpool.errors import LogBusy, LogClosed, LogReplaced, SyncFailed, UnsafeLog, WALError
-from walpool.format.names import segment_name
+from walpool.format.names import CONTROL, segment_name
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import (
     DURABLE,
@@ -32,12 +32,15 @@ from walpool.shared.poison import poison, sync_failed
 from walpool.shared.slot_rows import DOING, IDLE, SYNC, SYNC_WAITS, SYNCING, SYNCS_LED, SlotRow
 from walpool.shared.slots import leading
 from walpool.system.calls import calls
+from walpool.system.failures import in_words, over, say_once
 from walpool.system.files import File
 from walpool.system.threads import Helpers, Waker
 from walpool.upkeep.opening import OpenLog
 
-log = logging.getLogger("walpool")
-
+NOT_IN_FORCE = (
+    "the control block was removed or replaced while the log was open: what was appended since then may not count, and"
+    " is not durable; close every writer of this log and open it again"
+)
 LOOK_AGAIN_S = 60e-6  # a waiter's sleep between two looks at the durable LSN, once the sync should be over
 TRY_ANYWAY = 16  # looks after which a waiter tries to lead though a leader seems to be at work: it may be dead
 GATHER_S = 50e-6  # the most a leader waits for the batches it expects
@@ -75,7 +78,8 @@ class Committer:
                 raise
             raise SyncFailed(
                 getattr(error, "errno", None) or 5,
-                f"{error}; up to LSN {lsn} the log is appended and not known to be on disk; sync() tries again",
+                f"{in_words(error)}; up to LSN {lsn} the log is appended and not known to be on disk;"
+                " sync() tries again",
             ) from error
 
     def _settle(self, lsn: int, background: bool) -> int:
@@ -180,6 +184,8 @@ class Committer:
             self._or_poison(directory.sync)
         self._check_name(state.segment, self._synced, sealed=False)
         self._log.check_path()
+        if directory.identity(CONTROL) != self._log.control.file.place:
+            raise LogReplaced(directory.join(CONTROL), NOT_IN_FORCE)
         self._directory_synced = state.segment
 
     def _check_name(self, first_lsn: int, file: File, *, sealed: bool) -> None:
@@ -254,6 +260,7 @@ class Committer:
                 raise
 
     def _sync_now_and_then(self, waker: Waker, seconds: float, and_then: Callable[[], None]) -> None:
+        path = self._log.directory.path
         while self._again:
             waker.wait(seconds)
             if self._closed:
@@ -265,7 +272,9 @@ class Committer:
             except LogClosed:
                 return  # close() has settled what this was for
             except (WALError, OSError) as error:
-                log.error("%s", error)  # the log is poisoned: the next append says so to its caller
+                say_once(path, "interval", in_words(error), ERROR)  # the next append says so to its caller, if it lasts
+            else:
+                over(path, "interval")
             if not self._again:
                 self._thread = None  # and look once more: an append may have seen the thread a moment ago
                 if self._again:

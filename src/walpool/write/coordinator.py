@@ -6,9 +6,9 @@ Holds: one process at a time does it, by a kernel lock that a killed one loses a
 thread exists only while there is something to do.
 """
 
-import logging
 import threading
 from itertools import pairwise
+from logging import ERROR
 
 from walpool.errors import LogBusy, LogClosed, WALError
 from walpool.format.names import MAINTENANCE_LOCK
@@ -16,14 +16,13 @@ from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
 from walpool.shared.poison import refuse_poisoned
 from walpool.shared.slots import MAX_SLOTS
-from walpool.system.locks import ByteLocks, Maintenance, mutex
-from walpool.system.threads import Helpers
+from walpool.system.failures import in_words, over, say_once
+from walpool.system.locks import ByteLocks, Maintenance
+from walpool.system.threads import Helpers, mutex
 from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import prepare, trim
 from walpool.upkeep.retention import prune
 from walpool.write.committer import Committer
-
-log = logging.getLogger("walpool")
 
 PREPARE_FROM_BYTES = 1 << 20  # a smaller segment is made as fast as it is taken
 TRIM_BACK = 8  # sealed segments that a coordinator looks at: an earlier one that was killed may have left some
@@ -56,6 +55,7 @@ class Coordinator:
             raise
 
     def _run(self) -> None:
+        path = self._log.directory.path
         while True:
             with self._lock:
                 if self._thread is not threading.current_thread():
@@ -64,19 +64,24 @@ class Coordinator:
                     self._thread = None
                     return
                 self._again = False
-            said: object = None
+            no_room: OSError | None = None
+            done = False
             try:
                 if self._role.try_hold(ROLE):
                     try:
-                        said = self._coordinate()
+                        no_room, done = self._coordinate(), True
                     finally:
                         self._role.release(ROLE)
             except LogClosed:
                 pass
             except (WALError, OSError) as error:
-                log.error("%s", error)  # of a sync, the next append tells its caller too
-            if said is not None:
-                log.warning("%s: the next segment could not be prepared: %s", self._log.directory.path, said)
+                say_once(path, "coordinator", in_words(error), ERROR)  # of a sync, the next append tells its caller too
+            if no_room is not None:
+                say_once(path, "prepare", f"{path}: the next segment could not be prepared: {in_words(no_room)}")
+            elif done:
+                over(path, "prepare")
+            if done:
+                over(path, "coordinator")
 
     def _coordinate(self) -> OSError | None:
         """Why there is no prepared segment, when there should be one."""

@@ -17,9 +17,10 @@ from walpool.format.header import HEADER_BYTES
 from walpool.options import SyncMode, WriterOptions
 from walpool.shared.counters import counters_of
 from walpool.shared.slot_rows import SlotRow, claim
-from walpool.system.files import typed_error
+from walpool.system.failures import in_words, nothing_appended, over, say_once, typed_error
 from walpool.system.forks import reopen_after_fork
-from walpool.system.locks import itself, mutex
+from walpool.system.locks import itself
+from walpool.system.threads import mutex
 from walpool.upkeep.opening import OpenLog, open_log
 from walpool.upkeep.recovery import RecoveryReport
 from walpool.upkeep.room import make_room
@@ -27,7 +28,7 @@ from walpool.write.appender import Appender, Retired
 from walpool.write.at_exit import Closable, close_at_exit, forget
 from walpool.write.buffer import Buffer
 from walpool.write.rotation import check_fits
-from walpool.write.session import Session
+from walpool.write.session import Left, Session
 
 log = logging.getLogger("walpool")
 
@@ -84,8 +85,10 @@ class Handle:
         if self.closed:  # by another thread, which did not see the session
             self.let_go(session)
             raise LogClosed(f"{self.path}: the writer is closed")
-        for note in notes + (opened.report.told(self.path) if opened.report is not None else []):
-            log.warning("%s", note)
+        for note in notes:
+            say_once(self.path, "metrics", note)
+        for line in opened.report.told(self.path) if opened.report is not None else []:
+            log.warning("%s", line)
         return session
 
     def _open_log(self) -> OpenLog:
@@ -94,7 +97,7 @@ class Handle:
         except LogFull:
             if self.options.retention is None or not make_room(self.path, self.options).removed:
                 raise
-            return open_log(self.path, self.options)
+        return open_log(self.path, self.options)
 
     def _claim_row(self, opened: OpenLog, notes: list[str]) -> SlotRow | None:
         options = self.options
@@ -103,7 +106,7 @@ class Handle:
         try:
             return claim(opened.directory, opened.slot, options.mode, options.sync_mode, options.name)
         except (WALError, OSError) as error:
-            notes.append(f"{self.path}: this writer will not show in the metrics: {error}")
+            notes.append(f"{self.path}: this writer will not show in the metrics: {in_words(error)}")
             return None
 
     def call(self, body: Callable[[Session], _Result]) -> _Result:
@@ -111,13 +114,24 @@ class Handle:
         session = self.open()
         try:
             return session.call(lambda: body(session))
-        except Retired:
+        except Exception as error:
+            if not self._goes_on(session, error):
+                raise
+        return self.call(body)
+
+    def _goes_on(self, session: Session, error: Exception) -> bool:
+        """For the `except` of a call of `session`: whether it has to be made again, in another one."""
+        if session.forked:
+            return True  # this is a child, forked in the middle of it: what was open was the parent's
+        if isinstance(error, Retired):
             if self.session is session:
                 self.let_go(session)
-        except Exception:
-            if not session.forked:
-                raise  # else this is a child, forked in the middle of it: what was open was the parent's
-        return self.call(body)
+            return True
+        if not isinstance(error, Left):
+            return False
+        if self.closed:
+            raise LogClosed(*error.args) from None
+        return True  # another thread found the block replaced, and has let go of the session
 
     def append_or_buffer(self, body: bytes, largest: int) -> int:
         if self.buffer is None:
@@ -158,11 +172,10 @@ class Handle:
 
         try:
             session.call(append)
-        except Exception:
-            if appended or not session.forked:
+        except Exception as error:
+            if appended or not self._goes_on(session, error):
                 raise
-            return self.append_durable(body, count, largest)
-        return appended[0]
+        return appended[0] if appended else self.append_durable(body, count, largest)
 
     def _settle(self, session: Session, lsns: range) -> None:
         try:
@@ -181,7 +194,9 @@ class Handle:
         except ValueError:
             if not session.forked:
                 raise
-            self.call(lambda session: session.committer.settle(lsns.stop - 1))
+        else:
+            return
+        self.call(lambda session: session.committer.settle(lsns.stop - 1))
 
     def append(self, body: bytes, count: int, largest: int) -> int:
         first_lsn = self._append(body, count, largest)
@@ -196,7 +211,8 @@ class Handle:
         try:
             return append(body, count, largest)
         except BaseException as error:
-            return self.not_appended(appender, error, body, count, largest)
+            first_lsn = self.not_appended(appender, error, body)
+        return first_lsn or self._append(body, count, largest)  # not in the `except`: see `not_appended`
 
     def do_chores_left(self) -> None:
         """See Owner."""
@@ -204,7 +220,11 @@ class Handle:
         if session is not None and session.appender.chores:
             self.do_chores()
 
-    def not_appended(self, appender: Appender, error: BaseException, body: bytes, count: int, largest: int) -> int:
+    def not_appended(self, appender: Appender, error: BaseException, body: bytes) -> int:
+        """For the `except` of a call of `appender`: the first LSN if it was appended all the same; 0: try again.
+
+        Behind the `except`, not in it: what ends the next wait would have to tell of this error, too.
+        """
         first_lsn = appender.after_exception(body)
         if first_lsn is not None:
             return first_lsn
@@ -214,13 +234,16 @@ class Handle:
         if isinstance(error, Retired) or appender.forked:
             if session is not None and session.appender is appender:
                 self.let_go(session)
-            return self._append(body, count, largest)
+            return 0
         self.failed(error)
-        if isinstance(error, OSError):
-            typed = typed_error(error, self.path)
-            if typed is not error:
-                raise typed from error
-        raise error
+        try:
+            if isinstance(error, WALError):
+                raise nothing_appended(error).with_traceback(error.__traceback__) from error.__cause__
+            if isinstance(error, OSError):
+                raise nothing_appended(typed_error(error, self.path)) from error
+            raise error
+        finally:
+            del error  # or it would keep, in a cycle with this frame, what our callers have
 
     def failed(self, error: _Error) -> _Error:
         """Count a call that raises."""
@@ -245,6 +268,7 @@ class Handle:
                 session.close_if_left()  # somebody interrupted the append to close the writer
             else:
                 session.call(lambda: self._wake_helpers(session))
+                over(self.path, "chores")
         except LogClosed:
             pass
         except BaseException as error:
@@ -253,7 +277,7 @@ class Handle:
             appender.wanted = appender.chores = True  # an interrupt, too, must not end what sync_interval_s promises
             if not isinstance(error, (OSError, RuntimeError, WALError)):  # RuntimeError: no thread can be started
                 raise
-            log.warning("%s: %s; the next append tries again", self.path, error)
+            say_once(self.path, "chores", f"{self.path}: {in_words(error)}; the next append tries again")
 
     def _wake_helpers(self, session: Session) -> None:
         appender = session.appender

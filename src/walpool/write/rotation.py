@@ -10,7 +10,8 @@ from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.shared.catalog import Segment, create_segment
 from walpool.shared.control import Control, LogState
 from walpool.system import clock, processes
-from walpool.system.files import Directory, typed_errors
+from walpool.system.failures import typed_errors
+from walpool.system.files import Directory
 from walpool.upkeep.prepare import take_prepared
 
 

@@ -23,6 +23,10 @@ LONGEST_S = 5e-3
 _Result = TypeVar("_Result")
 
 
+class Left(LogClosed):
+    """The session is closed, or about to be, and nothing was done; the writer may have another session by now."""
+
+
 class Session:
     def __init__(self, log: OpenLog, options: WriterOptions, row: SlotRow | None) -> None:
         self.log = log
@@ -38,13 +42,13 @@ class Session:
         self._open = [True]  # taken out by the one that closes
 
     def call(self, body: Callable[[], _Result]) -> _Result:
-        """`body()`, with everything open until it has returned. Raises LogClosed once `close` was called."""
+        """`body()`, with everything open until it has returned. Raises Left once `close` was called."""
         token = object()
         try:
             try:
                 self._inside[token] = threading.get_ident()  # first: whoever closes looks here after it has said so
                 if self.closing:
-                    raise LogClosed(f"{self.log.directory.path}: the writer is closed")
+                    raise Left(f"{self.log.directory.path}: the writer is closed")
                 return body()
             finally:
                 self._inside.pop(token, None)

@@ -14,7 +14,6 @@ class Waits:
     def __init__(self, lock: ProcessLock, row: SlotRow | None) -> None:
         self._lock = lock
         self._row = row
-        self._time_ns = calls.time_ns
         self._monotonic_ns = calls.monotonic_ns
         self._waited_ns: list[int] = []  # not counted yet
 
@@ -24,8 +23,7 @@ class Waits:
             self._lock.take(self._lock.fd, LOCK_EX)
             return
         words = self._row.words
-        words[SINCE_NS] = self._time_ns()  # for people
-        began = self._monotonic_ns()
+        words[SINCE_NS] = began = self._monotonic_ns()
         words[DOING] = WAITING
         try:
             self._lock.take(self._lock.fd, LOCK_EX)

@@ -12,7 +12,7 @@ from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, bad_tim
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
 from walpool.shared.metrics import WALMetrics
 from walpool.system.calls import calls
-from walpool.system.files import typed_errors
+from walpool.system.failures import typed_errors
 from walpool.system.locks import itself
 from walpool.upkeep.checkpoint import state_checkpoint
 from walpool.upkeep.recovery import RecoveryReport
@@ -149,18 +149,18 @@ class WALWriter:
             body = encode_one(PUT_BITS, key, value, timestamp)
         except EntryTooLarge as error:
             raise self._handle.failed(error) from None
-        appender = self._handle.hot
+        appender = self._handle.hot  # what follows is what `append_or_buffer` does, two calls less: 0.1 us each
         if appender is not None:
             if appender.is_ours():
                 raise self._handle.failed(itself(self._handle.path))
             try:
-                append = appender.timed_append if appender.timed else appender.append
-                lsn = append(body, 1, len(body))  # what `_append` does, one call less: 0.1 us of a put
+                lsn = (appender.timed_append if appender.timed else appender.append)(body, 1, len(body))
             except BaseException as error:
-                return self._handle.not_appended(appender, error, body, 1, len(body))
-            if appender.chores:
-                self._handle.do_chores()
-            return lsn
+                lsn = self._handle.not_appended(appender, error, body)
+            if lsn:
+                if appender.chores:
+                    self._handle.do_chores()
+                return lsn
         return self._handle.append_or_buffer(body, len(body))
 
     def delete(self, key: Bytes, timestamp: int | None = None) -> int:

@@ -27,7 +27,7 @@ from walpool.cli.output import amount
 from walpool.errors import WALError
 from walpool.shared.histogram import Histogram
 from walpool.shared.snapshot import Delta, Snapshot, WriterRow
-from walpool.system import clock, signals
+from walpool.system import signals
 from walpool.system.processes import Usage
 
 LOOKS_KEPT = 240
@@ -244,7 +244,7 @@ def state(row: WriterRow) -> str:
     """What it does; what it waits for, and for how long."""
     if row.state == "idle":
         return "idle"
-    return f"{row.state}, {duration(max(0.0, clock.time_ns() / 1e9 - row.state_since))}"
+    return f"{row.state}, {duration(row.state_seconds)}"
 
 
 def left(now: Snapshot, since: Delta) -> list[str]:

@@ -213,7 +213,11 @@ class Crew:
         self._hooks.say(f"worker {worker.process.pid} {ending}; {left:,} of its lines were not in the log yet")
         deaths = 0 if published else worker.fruitless_deaths + 1
         if deaths >= MAX_FRUITLESS_DEATHS:
-            raise CommandError(Exit.IO, f"{deaths} workers in a row ended without appending a line; giving up")
+            raise CommandError(
+                Exit.IO,
+                f"{self._log}: {deaths} workers in a row ended without appending a line; giving up: what is in the log"
+                " stays, and the same command appends the rest",
+            )
         successor = self._hire(deaths)
         if missing:
             self._give(successor, Parcel(missing))

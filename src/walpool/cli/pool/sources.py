@@ -12,6 +12,7 @@ from pathlib import Path
 
 from walpool.cli.exits import CommandError, Exit, one_line
 from walpool.cli.pool.unpack import MAGIC_BYTES, Damaged, Unpacker, format_of, stream_maker
+from walpool.system.failures import in_words
 from walpool.system.inputs import InputFile
 
 READ_BYTES = 256 * 1024
@@ -49,7 +50,10 @@ def look(path: Path, name: bytes) -> Source:
     with InputFile(path) as file:
         packed = format_of(file.read(MAGIC_BYTES))
         if packed is not None:
-            stream_maker(packed)
+            try:
+                stream_maker(packed)
+            except CommandError as error:
+                raise SourceError(name, error.code, str(error)) from None
         return Source(name, path, file.size(), file.identity, packed is not None)
 
 
@@ -64,7 +68,7 @@ def read(source: Source) -> Iterator[bytes]:
                 yield from unpacker.feed(data)
         yield from unpacker.finish()
     except OSError as error:
-        raise SourceError(source.name, Exit.IO, error.strerror or type(error).__name__) from error
+        raise SourceError(source.name, Exit.IO, in_words(error)) from error
     except Damaged as error:
         raise SourceError(source.name, Exit.DIFFERENCE, str(error)) from error
 
