@@ -21,6 +21,23 @@ from walpool.system.locks import held_by_this_thread
 
 
 def pytest_configure() -> None:
+    keep_bytecode()
+    hear_signals()
+
+
+def keep_bytecode() -> None:
+    """Where it must not lie beside the sources (PYTHONDONTWRITEBYTECODE), it lies in the folder of the environment.
+
+    Every worker and every child compiles walpool, its tests and what they import anew otherwise.
+    """
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode = False
+        sys.pycache_prefix = os.path.join(sys.prefix, "bytecode")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
+
+def hear_signals() -> None:
     """Ctrl-C and the terminal's end, for tests that send them, whatever shell or nohup has started us with.
 
     A handler is not inherited through exec, so the commands that tests start have the defaults.
