@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Child, Start
+from tests import nursery
+from tests.support import NURSERY, Child, Start
 from walpool.system import threads
 from walpool.system.locks import held_by_this_thread
 
@@ -46,6 +47,10 @@ def hear_signals() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+def pytest_unconfigure() -> None:
+    nursery.end()
 
 
 @pytest.fixture(autouse=True)
@@ -87,10 +92,10 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def child() -> Iterator[Start]:
-    """`child(target, *args, method="subprocess")`: a process that runs `target(channel, *args)`."""
+    """`child(target, *args, method=NURSERY)`: a process that runs `target(channel, *args)`."""
     started: list[Child] = []
 
-    def start(target: Callable[..., object], *args: object, method: str = "subprocess") -> Child:
+    def start(target: Callable[..., object], *args: object, method: str = NURSERY) -> Child:
         started.append(Child(method, target, args))
         return started[-1]
 
