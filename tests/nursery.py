@@ -28,11 +28,14 @@ STOPPED, ENDED = "stopped", "ended"  # what a line says of its child, with the s
 
 
 class Nursery:
-    def __init__(self) -> None:
+    """`main`: a function, as "module:name", that imports what its children need and then becomes one by `serve`."""
+
+    def __init__(self, main: str) -> None:
         self._mine, theirs = socket.socketpair()
+        module, name = main.split(":")
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", "from tests.nursery import main; main()", str(theirs.fileno())],
+                [sys.executable, "-c", f"from {module} import {name}; {name}()", str(theirs.fileno())],
                 cwd=ROOT,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
@@ -40,12 +43,12 @@ class Nursery:
         self._mutex = threading.Lock()
         self._owner = os.getpid()
 
-    def fork(self, module: str, channel: int) -> Forked:
-        """A child that has imported `module` and does what its channel says, in the environment that comes first."""
+    def fork(self, module: str, channel: int, streams: tuple[int, int, int]) -> Forked:
+        """A child that has imported `module` and does what its channel says."""
         line, theirs = Pipe()
         with self._mutex:
             with theirs:
-                socket.send_fds(self._mine, [module.encode()], [channel, 1, 2, theirs.fileno()])
+                socket.send_fds(self._mine, [module.encode()], [channel, theirs.fileno(), *streams])
             return Forked(line.recv(), line)
 
     @property
@@ -90,22 +93,23 @@ class Forked:
             self._line.close()
 
 
-_nursery: Nursery | None = None
+CHILDREN, COMMANDS = "tests.nursery:children", "tests.nursery:commands"
+_nurseries: dict[str, Nursery] = {}
 
 
-def fork(module: str, channel: int) -> Forked:
-    """Out of this process's own nursery."""
-    global _nursery
-    if _nursery is None or not _nursery.is_ours:
-        _nursery = Nursery()
-    return _nursery.fork(module, channel)
+def fork(main: str, module: str, channel: int, streams: tuple[int, int, int] = (0, 1, 2)) -> Forked:
+    """Out of a nursery of this process's own."""
+    nursery = _nurseries.get(main)
+    if nursery is None or not nursery.is_ours:
+        nursery = _nurseries[main] = Nursery(main)
+    return nursery.fork(module, channel, streams)
 
 
 def end() -> None:
-    global _nursery
-    if _nursery is not None and _nursery.is_ours:
-        _nursery.end()
-        _nursery = None
+    for nursery in _nurseries.values():
+        if nursery.is_ours:
+            nursery.end()
+    _nurseries.clear()
 
 
 atexit.register(end)
@@ -114,21 +118,34 @@ atexit.register(end)
 # In the nursery
 
 
-def main() -> None:
-    channel = serve(socket.socket(fileno=int(sys.argv[1])))
-    if channel is not None:
-        from tests.support import run_first
+def children() -> None:
+    import tests.support
 
-        connection = Connection(channel)
+    connection = serve()
+    if connection is not None:
         os.environ.clear()
         os.environ.update(connection.recv())
-        run_first(connection)
+        tests.support.run_first(connection)
 
 
-def serve(control: socket.socket) -> int | None:
+def commands() -> None:
+    """As `python -m walpool` does; nothing of walpool is imported before a fork but what every command imports."""
+    import walpool.cli.main
+
+    connection = serve()
+    if connection is not None:
+        environment, place, words = connection.recv()
+        connection.close()
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(place)
+        sys.argv[:] = ["walpool", *words]
+        sys.exit(walpool.cli.main.run())
+
+
+def serve() -> Connection | None:
     """In a child: its end of the channel. In the nursery: None, once nobody wants children any more."""
-    import tests.support  # noqa: F401
-
+    control = socket.socket(fileno=int(sys.argv[1]))
     woken, wake = socket.socketpair()
     for each in (woken, wake):
         each.setblocking(False)
@@ -150,12 +167,12 @@ def serve(control: socket.socket) -> int | None:
             os.waitpid(pid, 0)
             told.discard(pid)
         if control in ready:
-            name, fds, *_ = socket.recv_fds(control, 1 << 10, 4)
+            name, fds, *_ = socket.recv_fds(control, 1 << 10, 5)
             if name in (b"", ENOUGH):
                 for pid in lines:
                     os.killpg(pid, signal.SIGKILL)
                 return None
-            channel, out, err, theirs = fds
+            channel, theirs, *streams = fds
             with suppress(Exception):  # then the child says why
                 importlib.import_module(name.decode())
             assert threading.active_count() == 1
@@ -166,17 +183,17 @@ def serve(control: socket.socket) -> int | None:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.setsid()  # so that its end reaches what it forks, too
-                os.dup2(out, 1)
-                os.dup2(err, 2)
+                for fd, stream in enumerate(streams):
+                    os.dup2(stream, fd)
                 line.send(os.getpid())
                 for mine in (control, woken, wake):
                     mine.close()
                 for other in (line, *lines.values()):
                     other.close()
-            for fd in (out, err):
-                os.close(fd)
+            for stream in streams:
+                os.close(stream)
             if pid == 0:
-                return channel
+                return Connection(channel)
             os.close(channel)
             lines[pid] = line
 

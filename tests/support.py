@@ -68,7 +68,7 @@ class Child:
         mine, theirs = multiprocessing.Pipe()
         self._channel = Channel(mine)
         if method == NURSERY:
-            self._process = nursery.fork(target.__module__, theirs.fileno())
+            self._process = nursery.fork(nursery.CHILDREN, target.__module__, theirs.fileno())
         elif method == "subprocess":
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from tests.support import child_main; child_main()", str(theirs.fileno())],
