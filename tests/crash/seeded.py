@@ -124,14 +124,14 @@ BUGS = [
         "upkeep/retention.py",
         "                directory.sync()  # before the next:",
         "                pass  #",
-        "cut: prune",
+        "cut: prune many",
     ),
     Bug(
         "a prune may leave no segment",
         "upkeep/retention.py",
         "directory.mode_of_files(), durable=True)",
         "directory.mode_of_files(), durable=False)",
-        "cut: new log",
+        "cut: prune new log",
     ),
     Bug(
         "the path to a new log is not made durable",
@@ -199,7 +199,7 @@ BUGS = [
         "write/committer.py",
         "            poison(self._log.directory, self._log.control, error.errno or 5)\n",
         "",
-        "cut: failed sync",
+        "tests/write/test_sync_modes.py -k fail",
     ),
     Bug(
         "the lock is taken outside of the try",

@@ -12,8 +12,8 @@ from tests.crash import power_cut
 from tests.crash.disk import Disk, Event, Model
 from walpool import SyncMode, WALWriter
 
-PARTS = 5
-STATES = 4_000  # of each part, distinct
+PARTS = 2
+STATES = 5_000  # of each part, distinct
 
 
 @pytest.mark.parametrize("part", range(PARTS))
