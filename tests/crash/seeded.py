@@ -30,7 +30,7 @@ class Bug(NamedTuple):
     more: tuple[tuple[str, str], ...] = ()  # further places of the same change
 
 
-CALLS = "tests/crash/test_kill_sweep.py -k append-call"
+CALLS = "tests/crash/test_kill_sweep.py -k little-call"
 
 BUGS = [
     # What a power cut shows

@@ -39,10 +39,14 @@ def result(child: Child) -> Any:
 @pytest.mark.parametrize(
     ("scene", "kind", "share", "at_least"),
     [
-        ("append", "call", 0, 350),
+        ("append a little", "call", 0, 150),
         ("append a little", "store", 0, 250),
         ("coordinate", "call", 200, 150),
-        *((scene, "call", 0, 100) for scene in sweep.SCENES if scene.startswith("open ")),
+        ("open nothing", "call", 0, 100),
+        ("open of_another_boot", "call", 0, 100),
+        ("open with_a_torn_tail", "call", 70, 40),
+        ("open with_a_torn_header", "call", 70, 40),
+        ("open after_a_failed_sync", "call", 0, 100),
     ],
 )
 def test_a_death_at_every_point_loses_nothing(
@@ -54,8 +58,8 @@ def test_a_death_at_every_point_loses_nothing(
 
 
 def test_deaths_at_points_of_all_scenes_drawn_by_chance_lose_nothing(child: Start, memory: Path, seed: int) -> None:
-    found = result(child(tell_proof, memory, seed, 500))
-    assert found["kills"] >= 500
+    found = result(child(tell_proof, memory, seed, 300))
+    assert found["kills"] >= 300
     for scene in sweep.SCENES:
         for kind in sweep.KINDS:
             assert found[f"kills: {scene}, {kind}"] > 0, f"{scene}, {kind}: nobody died"
