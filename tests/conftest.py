@@ -105,12 +105,10 @@ def child() -> Iterator[Start]:
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
+def memory() -> Iterator[Path]:
     """A place where a sync costs nothing: who only dies by signals needs no disk, and a sweep makes many logs."""
-    if not os.access("/dev/shm", os.W_OK | os.X_OK):
-        yield tmp_path
-        return
-    place = Path(tempfile.mkdtemp(prefix="walpool-", dir="/dev/shm"))
+    there = os.access("/dev/shm", os.W_OK | os.X_OK)
+    place = Path(tempfile.mkdtemp(prefix="walpool-", dir="/dev/shm" if there else None))
     yield place
     shutil.rmtree(place)
 

@@ -32,6 +32,12 @@ COUNT = 14
 WORD = 8
 
 
+@pytest.fixture
+def tmp_path(memory: Path) -> Path:
+    """What is done to a log's bytes needs no disk, and here hundreds of logs are made and synced."""
+    return memory
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here is about the disk, so nothing waits for it; and no word of the block may make anyone sleep long."""

@@ -105,6 +105,12 @@ BUILDS = [
 ]
 
 
+@pytest.fixture
+def tmp_path(memory: Path) -> Path:
+    """What is done to a log's bytes needs no disk, and here hundreds of logs are made and synced."""
+    return memory
+
+
 @pytest.fixture(params=BUILDS, ids=lambda build: build.__name__)
 def pristine(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A log that needs recovery; tests work on copies of it."""
