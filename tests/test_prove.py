@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.crash.seeded import BUGS
 from tests.matrix import ROWS
 from tests.support import DEADLINE_S, ROOT
@@ -29,6 +31,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 CHEAP = ("hostile inputs", "errors", "fuzzer's inputs", "cuts of a real ext4", "seeded bugs")
 
 
+@pytest.mark.slow
 def test_a_part_is_tried_and_the_report_says_what_was_done(tmp_path: Path, seed: int) -> None:
     """One of each kind of job; those of the others are that of the hostile inputs."""
     written = tmp_path / "report.md"

@@ -256,6 +256,7 @@ def press_for_the_lock(channel: Channel, log: Path, acks: Path, mode: SyncMode) 
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [SyncMode.NORMAL, SyncMode.FULL])
 def test_none_of_eight_writers_that_press_for_the_lock_starves(
     child: Start, log: Path, tmp_path: Path, mode: SyncMode

@@ -48,10 +48,12 @@ def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return told.splitlines()
 
 
+@pytest.mark.slow
 def test_programs_of_users_pass_and_an_lsn_is_an_int(said: list[str]) -> None:
     assert not [line for line in said if "programs.py" in line or "lsns.py" in line], said
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_found(said: list[str]) -> None:
     for number in (5, 6, 7):
         assert any(f"wrong.py:{number}:" in line for line in said), said

@@ -122,7 +122,7 @@ def copied(memory: Path, round_: int) -> tuple[Path, int, int]:
         return copy, before, writer.metrics.snapshot().next_lsn
 
 
-@pytest.mark.parametrize("round_", range(60))
+@pytest.mark.parametrize("round_", [*range(10), *(pytest.param(n, marks=pytest.mark.slow) for n in range(10, 60))])
 def test_a_copy_by_files_is_a_prefix_or_is_refused_with_the_way_out(memory: Path, round_: int) -> None:
     copy, before, after = copied(memory, round_)
     next_lsn, durable_lsn = evidence(copy)

@@ -206,6 +206,7 @@ def test_everything_that_counts_is_durable_after_a_recovery(pristine: Path, tmp_
         assert snapshot.writes_total == snapshot.next_lsn - 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_disk")
 def test_a_recovery_killed_at_any_call_is_finished_by_the_next(pristine: Path, tmp_path: Path) -> None:
     copies = Copies(pristine, tmp_path)
@@ -236,6 +237,7 @@ def test_a_recovery_killed_at_any_call_is_finished_by_the_next(pristine: Path, t
     assert number > 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_disk")
 @pytest.mark.parametrize("code", [errno.EIO])  # others: tests/crash/errors.py
 def test_an_error_of_any_call_is_typed_and_the_next_recovery_gives_the_same(
