@@ -15,12 +15,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Child, Start
+from tests import nursery
+from tests.support import NURSERY, Child, Start
 from walpool.system import threads
 from walpool.system.locks import held_by_this_thread
 
 
 def pytest_configure() -> None:
+    keep_bytecode()
+    hear_signals()
+
+
+def keep_bytecode() -> None:
+    """Where it must not lie beside the sources (PYTHONDONTWRITEBYTECODE), it lies in the folder of the environment.
+
+    Every worker and every child compiles walpool, its tests and what they import anew otherwise.
+    """
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode = False
+        sys.pycache_prefix = os.path.join(sys.prefix, "bytecode")
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
+
+def hear_signals() -> None:
     """Ctrl-C and the terminal's end, for tests that send them, whatever shell or nohup has started us with.
 
     A handler is not inherited through exec, so the commands that tests start have the defaults.
@@ -29,6 +47,10 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+def pytest_unconfigure() -> None:
+    nursery.end()
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +92,10 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def child() -> Iterator[Start]:
-    """`child(target, *args, method="subprocess")`: a process that runs `target(channel, *args)`."""
+    """`child(target, *args, method=NURSERY)`: a process that runs `target(channel, *args)`."""
     started: list[Child] = []
 
-    def start(target: Callable[..., object], *args: object, method: str = "subprocess") -> Child:
+    def start(target: Callable[..., object], *args: object, method: str = NURSERY) -> Child:
         started.append(Child(method, target, args))
         return started[-1]
 
@@ -83,12 +105,10 @@ def child() -> Iterator[Start]:
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
+def memory() -> Iterator[Path]:
     """A place where a sync costs nothing: who only dies by signals needs no disk, and a sweep makes many logs."""
-    if not os.access("/dev/shm", os.W_OK | os.X_OK):
-        yield tmp_path
-        return
-    place = Path(tempfile.mkdtemp(prefix="walpool-", dir="/dev/shm"))
+    there = os.access("/dev/shm", os.W_OK | os.X_OK)
+    place = Path(tempfile.mkdtemp(prefix="walpool-", dir="/dev/shm" if there else None))
     yield place
     shutil.rmtree(place)
 

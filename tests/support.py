@@ -26,11 +26,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from tests import nursery
+from tests.nursery import Forked
 from walpool import Operation, WALEntry, WALReader, WALWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = float(os.environ.get("WALPOOL_DEADLINE_S", "60"))  # of every wait: only a bug comes near it
 METHODS = ("spawn", "forkserver", "subprocess")  # how writers are started; fork has tests of its own
+NURSERY = "nursery"  # the cheapest of all, for children of whose start nothing is claimed
 
 
 # Children
@@ -61,10 +64,12 @@ class Child:
     def __init__(self, method: str, target: Callable[..., object], args: tuple[object, ...]) -> None:
         self.name = f"{target.__module__}.{target.__qualname__}"
         self.code: int | None = None
-        self._process: subprocess.Popen[bytes] | Any
+        self._process: subprocess.Popen[bytes] | Forked | Any
         mine, theirs = multiprocessing.Pipe()
         self._channel = Channel(mine)
-        if method == "subprocess":
+        if method == NURSERY:
+            self._process = nursery.fork(nursery.CHILDREN, target.__module__, theirs.fileno())
+        elif method == "subprocess":
             self._process = subprocess.Popen(
                 [sys.executable, "-c", "from tests.support import child_main; child_main()", str(theirs.fileno())],
                 cwd=ROOT,
@@ -72,11 +77,13 @@ class Child:
                 start_new_session=True,  # so that `end` reaches what it forks, too
             )
         else:
-            self._process = multiprocessing.get_context(method).Process(target=_run_first, args=(theirs,), daemon=True)
+            self._process = multiprocessing.get_context(method).Process(target=run_first, args=(theirs,), daemon=True)
             self._process.start()
         self.pid: int = self._process.pid
         theirs.close()
         try:
+            if method == NURSERY:
+                self.send(dict(os.environ))
             self.send((target, args))
         except BaseException:
             self.end()
@@ -121,6 +128,9 @@ class Child:
 
     def stop(self) -> None:
         """SIGSTOP, and wait until it stands still."""
+        if isinstance(self._process, Forked):
+            assert self._process.stop(DEADLINE_S), f"{self.name} ended instead of stopping"
+            return
         os.kill(self.pid, signal.SIGSTOP)
         with deadline(self.kill):
             _, status = os.waitpid(self.pid, os.WUNTRACED)
@@ -137,6 +147,8 @@ class Child:
         return self.code
 
     def _wait(self) -> int | None:
+        if isinstance(self._process, Forked):
+            return self._process.wait(DEADLINE_S)
         if not isinstance(self._process, subprocess.Popen):
             self._process.join(DEADLINE_S)
             return self._process.exitcode
@@ -150,7 +162,9 @@ class Child:
     def end(self) -> None:
         """Kill whatever is left of it, and reap it."""
         self._channel.connection.close()
-        if isinstance(self._process, subprocess.Popen):
+        if isinstance(self._process, Forked):
+            self._process.end(DEADLINE_S)
+        elif isinstance(self._process, subprocess.Popen):
             try:
                 os.killpg(self.pid, signal.SIGKILL)  # not reaped yet, so the group is its own
             except ProcessLookupError:
@@ -176,7 +190,7 @@ def deadline(kill: Callable[[], object]) -> Iterator[None]:
 
 
 def child_main() -> None:
-    _run_first(Connection(int(sys.argv[1])))
+    run_first(Connection(int(sys.argv[1])))
 
 
 class _ToParent(Channel):
@@ -184,7 +198,7 @@ class _ToParent(Channel):
         self.connection.send(("message", message))
 
 
-def _run_first(connection: Connection) -> None:
+def run_first(connection: Connection) -> None:
     """Run the target that the first message names. What a finaliser complains about counts as its failure, too."""
     complaints: list[str] = []
 

@@ -97,7 +97,7 @@ def job(name: str, seed: int, count: int, folder: Path) -> dict[str, Any]:
         seeded = importlib.import_module("tests.crash.seeded")
         bug = seeded.BUGS[seed]
         began = time.monotonic()
-        found = seeded.find(bug, folder / "copy")
+        found = seeded.find(bug, folder)
         assert found is not None, f"the harness does not see it: {bug.name}"
         return {"counts": {bug.name: 1}, "bug": [bug.name, bug.finder, round(time.monotonic() - began, 1)]}
     part = next(part for part in parts(0) if part.name == name)

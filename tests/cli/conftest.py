@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
+from tests import nursery
 from walpool import WALEntry, WALReader
 
 DEADLINE_S = 90.0
@@ -38,13 +41,76 @@ class Ended:
         return json.loads(self.out)
 
 
+class Command:
+    """What Popen is for a program, for a command that a nursery forks."""
+
+    def __init__(self, args: list[str], stdin: int | IO[bytes] = subprocess.DEVNULL, cwd: Path | str = ".") -> None:
+        self.stdin: IO[bytes] | None = None
+        out, theirs_out = os.pipe()
+        err, theirs_err = os.pipe()
+        if stdin == subprocess.PIPE:
+            theirs_in, mine = os.pipe()
+            self.stdin = os.fdopen(mine, "wb")
+        elif stdin == subprocess.DEVNULL:
+            theirs_in = os.open(os.devnull, os.O_RDONLY)
+        else:
+            theirs_in = os.dup(stdin if isinstance(stdin, int) else stdin.fileno())
+        self.stdout: IO[bytes] | None = os.fdopen(out, "rb")
+        self.stderr: IO[bytes] | None = os.fdopen(err, "rb")
+        words, theirs = multiprocessing.Pipe()
+        streams = theirs_in, theirs_out, theirs_err
+        with words, theirs:
+            self._forked = nursery.fork(nursery.COMMANDS, "walpool.cli.main", theirs.fileno(), streams)
+            words.send((dict(os.environ), os.path.abspath(cwd), args))
+        for each in streams:
+            os.close(each)
+        self.pid = self._forked.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._forked.code
+
+    def poll(self) -> int | None:
+        return self._forked.wait(0)
+
+    def wait(self, longest_s: float = DEADLINE_S) -> int:
+        code = self._forked.wait(longest_s)
+        assert code is not None, f"process {self.pid} still runs after {longest_s} s"
+        return code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._forked.kill()
+
+    def communicate(self) -> tuple[bytes, bytes]:
+        assert self.stdout is not None and self.stderr is not None
+        if self.stdin is not None:
+            with suppress(BrokenPipeError):  # it ended without reading all of it
+                self.stdin.close()
+        said: list[bytes] = []
+        reading = threading.Thread(target=lambda out: said.append(out.read()), args=[self.stdout])
+        reading.start()
+        err = self.stderr.read()
+        reading.join()
+        self.wait()
+        return said[0], err
+
+    def reap(self) -> None:
+        self._forked.end(DEADLINE_S)
+
+
 class Running:
     """A command under way. Whatever still runs at `end` is killed."""
 
-    def __init__(self, args: list[str], stdin: int = subprocess.DEVNULL, **options: Any) -> None:
-        self.process = subprocess.Popen(
-            [*WALPOOL, *args], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
-        )
+    def __init__(self, args: list[str], **options: Any) -> None:
+        self.process: subprocess.Popen[bytes] | Command
+        if options.keys() <= {"stdin", "cwd"}:
+            self.process = Command(args, **options)
+        else:  # a program, if anything is to be done between the fork and its start, or its environment is another
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            self.process = subprocess.Popen([*WALPOOL, *args], **{**pipes, **options})
         self.workers: list[int] = []  # pids, as far as `read_worker` has read them
         self._err = ""
         self._deadline = threading.Timer(DEADLINE_S, self.process.kill)
@@ -72,9 +138,10 @@ class Running:
 
     def wait(self) -> Ended:
         try:
-            out, err = self.process.communicate(timeout=DEADLINE_S)
+            out, err = self.process.communicate()
         finally:
             self.end()
+        assert self.process.returncode is not None
         return Ended(self.process.returncode, out or b"", self._err + err.decode())
 
     def end(self) -> None:
@@ -85,6 +152,8 @@ class Running:
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
+        if isinstance(self.process, Command):
+            self.process.reap()
 
 
 Start = Callable[..., Running]

@@ -66,6 +66,7 @@ def test_a_killed_demo_goes_on_and_still_proves(start: Start, run: Run, tmp_path
     assert "lines of an earlier loading" in ended.text and "FAIL" not in ended.text
 
 
+@pytest.mark.slow
 def test_a_killed_worker_does_not_spoil_the_proof(start: Start, tmp_path: Path, sources: Path) -> None:
     write_lines(sources / "big.py", 150_000)
     running = start("demo", tmp_path / "demo", "--source", sources, "--batch", "20", "--verbose")

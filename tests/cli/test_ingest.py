@@ -37,6 +37,7 @@ def big_files(tmp_path: Path) -> list[Path]:
     return [write_lines(tmp_path / "one.txt", 100_000), write_lines(tmp_path / "two.txt", 100_000)]
 
 
+@pytest.mark.slow
 def test_the_lines_of_files_by_path_and_number(run: Run, log: Path, two_files: list[Path]) -> None:
     ended = run("ingest", log, *two_files)
     assert ended.code == 0, ended.err
@@ -44,6 +45,7 @@ def test_the_lines_of_files_by_path_and_number(run: Run, log: Path, two_files: l
     assert "appended  100,000 lines" in ended.text
 
 
+@pytest.mark.slow
 def test_the_result_as_json(run: Run, log: Path, two_files: list[Path]) -> None:
     result = run("ingest", log, *two_files, "--json").json
     assert result["schema"] == 1
@@ -148,6 +150,7 @@ def test_a_line_of_stdin_goes_in_before_stdin_ends(start: Start, log: Path) -> N
     assert values_by_key(log) == {b"-:1": b"now", b"-:2": b"then"}
 
 
+@pytest.mark.slow
 def test_what_is_in_already_is_skipped(run: Run, log: Path, two_files: list[Path]) -> None:
     assert run("ingest", log, two_files[0]).code == 0
     ended = run("ingest", log, *two_files, "--json")
@@ -229,6 +232,7 @@ def all_known(running: Running) -> Running:
     return running
 
 
+@pytest.mark.slow
 def test_killed_workers_are_replaced_and_nothing_is_lost_or_doubled(
     start: Start, log: Path, big_files: list[Path]
 ) -> None:
@@ -244,6 +248,7 @@ def test_killed_workers_are_replaced_and_nothing_is_lost_or_doubled(
     assert values_by_key(log) == lines_of(*big_files)
 
 
+@pytest.mark.slow
 def test_all_workers_killed_at_once(start: Start, log: Path, big_files: list[Path]) -> None:
     running = start_held_ingest(start, log, big_files)
     wait_for_entries(log, 30_000)
@@ -257,6 +262,7 @@ def test_all_workers_killed_at_once(start: Start, log: Path, big_files: list[Pat
     assert values_by_key(log) == lines_of(*big_files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["none", "normal"])
 def test_the_command_killed_and_started_again(
     start: Start, run: Run, log: Path, big_files: list[Path], mode: str
@@ -271,6 +277,7 @@ def test_the_command_killed_and_started_again(
     assert values_by_key(log) == lines_of(*big_files)
 
 
+@pytest.mark.slow
 def test_the_command_and_its_workers_killed_and_started_again(
     start: Start, run: Run, log: Path, big_files: list[Path]
 ) -> None:
@@ -289,6 +296,7 @@ def test_the_command_and_its_workers_killed_and_started_again(
     assert values_by_key(log) == lines_of(*big_files)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(
     start: Start, run: Run, log: Path, big_files: list[Path]
 ) -> None:
@@ -333,6 +341,7 @@ def test_a_second_ingest_waits_for_the_first_and_gives_up_with_4(start: Start, r
     assert values_by_key(log) == {b"-:1": b"one", b"-:2": b"two"}
 
 
+@pytest.mark.slow
 def test_two_ingests_of_the_same_file_at_once(start: Start, log: Path, two_files: list[Path]) -> None:
     both = [start("ingest", log, *two_files, "--json") for _ in range(2)]
     ended = [each.wait() for each in both]
@@ -341,6 +350,7 @@ def test_two_ingests_of_the_same_file_at_once(start: Start, log: Path, two_files
     assert values_by_key(log) == lines_of(*two_files)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_running(run: Run, log: Path, two_files: list[Path]) -> None:
     ended = run("ingest", log, *two_files, "--verbose")
     pids = [int(line.rpartition(" ")[2]) for line in ended.err.splitlines() if "started: pid" in line]

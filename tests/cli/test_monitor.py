@@ -304,6 +304,7 @@ def test_the_log_may_go_while_the_screen_is_up(log: Path) -> None:
     assert app.ended_by is not None and "no such log" in str(app.ended_by)
 
 
+@pytest.mark.slow
 def test_the_monitors_totals_are_the_truth(start: Start, run: Run, log: Path, tmp_path: Path) -> None:
     """8 workers of an ingest, three of them killed; totals never go back, and end as what is in the log."""
     files = [write_lines(tmp_path / f"file{number}", 30_000) for number in range(8)]

@@ -27,6 +27,7 @@ def held(log: Path) -> Path:
     return log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["--format", "raw"], ["--json"]])
 def test_a_non_blocking_pipe_gets_every_byte(run: Run, held: Path, unbuffered: str, words: list[str]) -> None:
@@ -49,6 +50,7 @@ def test_a_non_blocking_pipe_gets_every_byte(run: Run, held: Path, unbuffered: s
     assert got == expected[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
@@ -75,6 +77,7 @@ def test_a_full_disk_is_in_the_exit_status(held: Path, words: list[str], unbuffe
     assert b"No space left" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["cat", "LOG"], ["cat", "LOG", "--follow"], ["dump", "LOG"]], ids=" ".join)
 def test_a_signal_in_the_middle_leaves_a_prefix(run: Run, held: Path, words: list[str]) -> None:
     """No byte is written twice, whatever was under way when it came."""
@@ -120,6 +123,7 @@ def closed_reader() -> int:
     return theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["closed", "broken", "full"])
 def test_what_happens_to_stderr_changes_no_result(tmp_path: Path, how: str) -> None:
     file = tmp_path / "file"

@@ -116,6 +116,7 @@ def test_workers_that_never_work_end_the_command(log: Path, tmp_path: Path, monk
     assert len(said) == 5 and all("ended with code 3" in line for line in said)
 
 
+@pytest.mark.slow
 def test_what_every_worker_warns_of_is_said_once(run: RunCommand, log: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import logging, sys\n"
@@ -133,6 +134,7 @@ def test_what_every_worker_warns_of_is_said_once(run: RunCommand, log: Path, tmp
     assert ended.err == "walpool: this happens to everyone\n"
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_command_and_the_same_command_goes_on(
     start: Start, run: RunCommand, log: Path, tmp_path: Path
 ) -> None:

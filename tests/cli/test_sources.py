@@ -152,6 +152,7 @@ def test_what_is_wrong_with_a_file_keeps_no_other_out(run: Run, log: Path, tmp_p
 # Lines that are too long
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size_limit", "limit"), [("64M", MAX_VALUE_BYTES), ("4K", None)])
 @pytest.mark.parametrize("mode", LongLines)
 def test_what_stands_around_a_long_line_goes_in(
@@ -240,6 +241,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PACK)
 def test_packed_files_are_known_by_their_first_bytes(run: Run, log: Path, tmp_path: Path, kind: str) -> None:
     lines = write_lines(tmp_path / "plain", 30_000).read_bytes()
@@ -252,12 +254,14 @@ def test_packed_files_are_known_by_their_first_bytes(run: Run, log: Path, tmp_pa
     assert run("ingest", log, file, "--json").json["skipped"] == len(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PACK)
 def test_packed_stdin(run: Run, log: Path, kind: str) -> None:
     assert run("ingest", log, data=PACK[kind](b"one\ntwo\n")).code == 0
     assert values(log) == [b"one", b"two"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PACK)
 @pytest.mark.parametrize("spoil", ["cut", "garbled"])
 def test_packed_data_that_is_damaged_is_named_and_keeps_no_other_out(
@@ -280,6 +284,7 @@ def test_packed_data_that_is_damaged_is_named_and_keeps_no_other_out(
     assert run("ingest", log, data=bytes(packed)).code == 1
 
 
+@pytest.mark.slow
 def test_what_only_looks_packed_at_first_is_text(run: Run, log: Path) -> None:
     for text in (b"BZ", b"BZh9 is how a bz2 file begins", b"\x1f\x8b", b"B"):
         assert run("ingest", log, data=text).code == 0
@@ -295,6 +300,7 @@ def test_zeros_behind_packed_data_are_padding(kind: str) -> None:
     assert b"".join(out) == b"one\ntwo\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PACK)
 def test_much_that_was_packed_into_little_comes_in_small_steps(kind: str) -> None:
     data = b"0" * 99 + b"\n"
@@ -339,6 +345,7 @@ def test_a_rotated_file_keeps_its_key(run: Run, log: Path, tmp_path: Path) -> No
         }
 
 
+@pytest.mark.slow
 def test_stdin_is_always_new_unless_it_continues_something(run: Run, log: Path) -> None:
     for _ in range(2):
         assert run("ingest", log, data=b"one\n").code == 0
@@ -359,6 +366,7 @@ def test_names_that_contradict_each_other_are_refused(run: Run, log: Path, tmp_p
     assert not log.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [b"\n", b"\0"])
 @pytest.mark.parametrize("place", ["list", "-"])
 def test_names_from_a_file(run: Run, log: Path, tmp_path: Path, between: bytes, place: str) -> None:

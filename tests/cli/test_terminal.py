@@ -86,6 +86,7 @@ def monitor(log: Path) -> Iterator[Callable[..., Terminal]]:
             each.reap()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "code"),
     [("q", 0), ("\x03", 0), ("?\x03", 0), (signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],

@@ -336,12 +336,12 @@ def every(folder: Path) -> list[Fault]:
 
 
 def firsts(faults: Iterable[Fault]) -> list[Fault]:
-    """Of each place the first call, with EIO, every short write, and three of the other errors in turn."""
+    """Of each place the first call, with EIO, every short write, and two of the other errors in turn."""
     chosen = []
     places: dict[tuple[str, str], int] = {}
     for fault in faults:
         turn = places.setdefault((fault.name, fault.place), len(places))
-        others = [ERRNOS[1 + (turn + at) % 6] for at in (0, 2, 4)]
+        others = [ERRNOS[1 + (turn + at) % 6] for at in (0, 3)]
         if fault.n == 1 and (fault.what in ("EIO", *others) or fault.what in SHORT):
             chosen.append(fault)
     return chosen

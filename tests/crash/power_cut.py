@@ -190,6 +190,16 @@ def append_and_prune(told: Told, chance: random.Random) -> None:
             told.coordinators.may_work()
 
 
+def prune_many(told: Told, chance: random.Random) -> None:
+    """Segment after segment is removed, and each removal is durable before the next."""
+    with WALWriter(told.log, size_limit=1200, retention=None) as writer:
+        for _ in range(chance.randrange(3, 6)):
+            told.append(writer, SyncMode.NORMAL)
+            writer.rotate()
+        told.checkpoint(writer, next_lsn(writer) - 1)
+        writer.prune()
+
+
 def rotate_a_new_log(told: Told, chance: random.Random) -> None:
     """The names of its few segments are hardly on disk; and if a checkpoint covers the first, it is removed at once."""
     with WALWriter(told.log, size_limit=1500, retention=None) as writer:
@@ -204,6 +214,18 @@ def rotate_a_new_log(told: Told, chance: random.Random) -> None:
         if covered:
             writer.prune()
         told.coordinators.may_work()
+
+
+def prune_a_new_log(told: Told, chance: random.Random) -> None:
+    """The name of its second segment is nowhere on disk when the first is removed, if nobody sees to it."""
+    with WALWriter(told.log, size_limit=1500, retention=None) as writer:
+        stopped = stop_coordinators(told.log)
+        for _ in range(chance.randrange(1, 3)):
+            told.append(writer, SyncMode.NORMAL)
+        told.checkpoint(writer, next_lsn(writer) - 1)
+        writer.rotate()
+        writer.prune()
+    stopped.close()
 
 
 def append_and_lose_the_control_block(told: Told, chance: random.Random) -> None:
@@ -318,7 +340,9 @@ def append_below_new_parents(told: Told, chance: random.Random) -> None:
 SCRIPTS: dict[str, Script] = {
     "turns": append_in_turn,
     "prune": append_and_prune,
+    "prune many": prune_many,
     "new log": rotate_a_new_log,
+    "prune new log": prune_a_new_log,
     "failed sync": append_through_a_failed_sync,
     "errors": append_through_errors,
     "rebuilt": append_and_lose_the_control_block,

@@ -1,21 +1,20 @@
-"""Bugs that the harness must find: each is one small change of walpool's source, applied to a copy of it.
+"""Bugs that the harness must find: each is one small change of walpool's source.
 
-`find` makes the copy, lets one part of the harness loose on it, and says whether that found something. A bug that is no
-longer found, or whose place in the source is no longer there, fails the tests: the harness has a hole then.
+`find` lets one part of the harness loose on a walpool that has it, and says whether that found something. A bug that is
+no longer found, or whose place in the source is no longer there, fails the tests: the harness has a hole then.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.crash import finders
 from tests.support import ROOT
 
+SOURCE = ROOT / "src" / "walpool"
 BUDGET_S = 100
 STATES = 2_500  # crash states that a bug may hide from; each was found within so many from ten seeds of ten
 SEED = 1
@@ -31,7 +30,7 @@ class Bug(NamedTuple):
     more: tuple[tuple[str, str], ...] = ()  # further places of the same change
 
 
-CALLS = "tests/crash/test_kill_sweep.py -k append-call"
+CALLS = "tests/crash/test_kill_sweep.py -k little-call"
 
 BUGS = [
     # What a power cut shows
@@ -125,14 +124,14 @@ BUGS = [
         "upkeep/retention.py",
         "                directory.sync()  # before the next:",
         "                pass  #",
-        "cut: prune",
+        "cut: prune many",
     ),
     Bug(
         "a prune may leave no segment",
         "upkeep/retention.py",
         "directory.mode_of_files(), durable=True)",
         "directory.mode_of_files(), durable=False)",
-        "cut: new log",
+        "cut: prune new log",
     ),
     Bug(
         "the path to a new log is not made durable",
@@ -171,7 +170,7 @@ BUGS = [
         "write/appender.py",
         "self._block, COPIES[~commit & 1], first",
         "self._block, COPIES[commit & 1], first",
-        "tests/crash/test_kill_sweep.py",
+        CALLS,
     ),
     Bug(
         "a rotation does not say that it is under way",
@@ -200,7 +199,7 @@ BUGS = [
         "write/committer.py",
         "            poison(self._log.directory, self._log.control, error.errno or 5)\n",
         "",
-        "cut: failed sync",
+        "tests/write/test_sync_modes.py -k fail",
     ),
     Bug(
         "the lock is taken outside of the try",
@@ -255,7 +254,7 @@ BUGS = [
         "write/buffer.py",
         "            self._check_open()\n            if self._bodies and",
         "            if self._bodies and",
-        "tests/write/test_closing.py",
+        "tests/write/test_closing.py -k put_beside_a_close",
     ),
     Bug(
         "an entry whose put raised stays in the buffer",
@@ -393,67 +392,47 @@ BUGS = [
         "upkeep/copy.py",
         "end.tail if at == end.segment else file.size()",
         "file.size()",
-        "tests/upkeep/test_copy.py",
+        "tests/upkeep/test_copy.py -k meanwhile",
     ),
     Bug(
         "a copy that failed is left",
         "upkeep/copy.py",
         "        _discard(parent, name, work)\n",
         "        pass\n",
-        "tests/upkeep/test_copy.py",
+        "tests/upkeep/test_copy.py -k damaged",
     ),
 ]
 
 
-def find(bug: Bug, folder: Path) -> str | None:
+def find(bug: Bug, folder: Path, states: int = STATES, seed: int = SEED) -> str | None:
     """What the finder said, or None when it found nothing."""
-    source = folder / "src"
-    shutil.copytree(ROOT / "src" / "walpool", source / "walpool", ignore=shutil.ignore_patterns("__pycache__"))
-    file = source / "walpool" / bug.file
-    text = file.read_text()
+    text = (SOURCE / bug.file).read_text()
     for old, new in ((bug.old, bug.new), *bug.more):
         assert text.count(old) == 1, f"{bug.file} has changed: there is no place for the bug {bug.name!r} any more"
         text = text.replace(old, new)
     compile(text, bug.file, "exec")
-    file.write_text(text)
     kind, _, scripts = bug.finder.partition(": ")
     if kind == "cut":
-        command = [sys.executable, "-m", "tests.crash.seeded", *scripts.split(", ")]
+        words = [finders.CUTS, str(seed), str(states), *scripts.split(", ")]
     else:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *bug.finder.split()]
-    ran = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(source),
-            "PYTEST_ADDOPTS": "",
-            "WALPOOL_SEED": str(SEED),
-            "WALPOOL_DEADLINE_S": "5",
-        },
-        capture_output=True,
-        text=True,
-        timeout=BUDGET_S,
-        check=False,
-    )
-    said = ran.stdout[-3000:] + ran.stderr[-3000:]
-    assert ran.returncode in (0, FOUND), f"{bug.name}: the finder ended with {ran.returncode}:\n{said}"
-    return said if ran.returncode == FOUND else None
+        words = ["-x", "-q", "-p", "no:cacheprovider", *bug.finder.split()]
+    name = "walpool." + bug.file.removesuffix(".py").replace("/", ".")
+    environment = {"WALPOOL_SEED": str(seed), "WALPOOL_DEADLINE_S": "5"}
+    code, said = finders.run(name, text, words, environment, folder, BUDGET_S)
+    assert code in (0, FOUND), f"{bug.name}: the finder ended with {code}:\n{said[-3000:]}"
+    return said[-3000:] if code == FOUND else None
 
 
-def main() -> None:
-    """The explorer, on the walpool that is on the path."""
+def cut(words: list[str]) -> int:
+    """The explorer, on the walpool that is imported."""
     from tests.crash import power_cut
 
-    _, *scripts = sys.argv
+    seed, states, *scripts = words
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="walpool-", dir=place) as folder:
         try:
-            power_cut.prove(Path(folder), SEED, STATES, scripts)
+            power_cut.prove(Path(folder), int(seed), int(states), scripts)
         except AssertionError as found:
             print(found)
-            sys.exit(FOUND)
-
-
-if __name__ == "__main__":
-    main()
+            return FOUND
+    return 0

@@ -25,6 +25,7 @@ INPUTS = 200_000
 HALVES = 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", range(HALVES))
 def test_hostile_bytes_give_what_was_appended_or_a_typed_error(memory: Path, seed: int, half: int) -> None:
     done = hostile.prove(memory, seed + half, INPUTS // HALVES)
@@ -92,6 +93,7 @@ BEHIND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behind", BEHIND)
 @pytest.mark.parametrize("size", [1 << 29, 1 << 40], ids=["512 MiB", "1 TiB"])
 def test_a_sparse_segment_takes_no_memory(memory: Path, child: Start, linux: None, size: int, behind: str) -> None:
@@ -108,6 +110,7 @@ def test_a_sparse_segment_takes_no_memory(memory: Path, child: Start, linux: Non
         assert came["open"] == "3", came
 
 
+@pytest.mark.slow
 def test_a_listing_of_more_segments_than_a_million_is_refused(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout.write_segments(log, {1: layout.segment(1, layout.single(1, 2))})
     names = [layout.name(lsn) for lsn in range(1, 1_000_002)]

@@ -149,6 +149,7 @@ def interrupt_appends(child: Start, log: Path, mode: SyncMode, seed: int, wanted
     return int(delivered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "wanted"), [(SyncMode.NORMAL, 2_200), (SyncMode.FULL, 1_000)])
 def test_no_interrupt_leaves_a_lock_held_or_an_entry_doubled(
     child: Start, memory: Path, mode: SyncMode, wanted: int, seed: int
@@ -343,6 +344,7 @@ def prove(folder: Path, seed: int, count: int) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_proof_of_interrupts_does_what_it_says(memory: Path, seed: int) -> None:
     found = prove(memory, seed, 400)
     assert found["interrupts"] >= 400 and len(found) == 5

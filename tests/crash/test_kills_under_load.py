@@ -82,6 +82,7 @@ def kill_one_after_another(channel: Channel, log: Path, acks: Path, seed: int, r
     judge_after_kills(log, acks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [20])
 def test_one_of_four_writers_is_killed_again_and_again(
     child: Start, log: Path, tmp_path: Path, seed: int, rounds: int
@@ -106,6 +107,7 @@ def kill_all_at_once(channel: Channel, log: Path, acks: Path, mode: SyncMode, se
         append_op(writer, "after", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [SyncMode.NORMAL, SyncMode.FULL])
 def test_all_writers_are_killed_at_once_and_nothing_has_to_be_recovered(
     child: Start, log: Path, tmp_path: Path, mode: SyncMode, seed: int

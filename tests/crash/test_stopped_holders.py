@@ -9,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.crash.power_cut import stop_coordinators
 from tests.crash.sweep import in_child, reap
 from tests.crash.taps import Call, tapped
@@ -81,6 +83,7 @@ def stop_at_each_call(channel: Channel, log: Path, acks: Path, mode: SyncMode) -
     return busy, free
 
 
+@pytest.mark.slow
 def test_a_writer_that_stands_still_at_any_call_harms_nobody(child: Start, memory: Path) -> None:
     for mode in (SyncMode.NORMAL, SyncMode.FULL):
         busy, free = child(stop_at_each_call, memory / f"{mode.value}.wal", memory / mode.value, mode).result()

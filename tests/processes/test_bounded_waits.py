@@ -132,6 +132,7 @@ def test_a_background_sync_ends_with_its_writer(log: Path) -> None:
         run_threads(writer.close)
 
 
+@pytest.mark.slow
 def test_appends_wait_when_syncs_do_not_keep_up_with_the_interval(log: Path) -> None:
     """What is appended and not durable is bounded: by twice the interval and a sync."""
     with WALWriter(log, sync_interval_s=0.01, lock_timeout=SHORT) as writer:

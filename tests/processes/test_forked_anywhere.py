@@ -87,10 +87,12 @@ def fork_in_the_middle(channel: Channel, log: Path, mode: SyncMode, what: str, s
 
 @pytest.mark.usefixtures("linux")
 @pytest.mark.parametrize("mode", list(SyncMode))
-@pytest.mark.parametrize("what", ["put", "sync", "rotate"])
+@pytest.mark.parametrize(
+    "what", ["put", pytest.param("sync", marks=pytest.mark.slow), pytest.param("rotate", marks=pytest.mark.slow)]
+)
 def test_a_fork_in_the_middle_of_a_call_lets_both_go_on(child: Start, memory: Path, mode: SyncMode, what: str) -> None:
     log = memory / "log"
-    assert child(fork_in_the_middle, log, mode, what, 17).result() > 100
+    assert child(fork_in_the_middle, log, mode, what, 17 if what == "rotate" else 37).result() > 100
     entries = read_log(log)
     assert [entry.lsn for entry in entries] == list(range(1, len(entries) + 1))
 
@@ -130,6 +132,7 @@ def fork_beside(channel: Channel, log: Path) -> int:
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("linux")
 def test_a_fork_beside_threads_that_open_and_close_keeps_what_each_was_just_given_at_most(
     child: Start, memory: Path

@@ -35,6 +35,7 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(SyncMode))
 def test_greenlets_append_through_a_writer_that_was_made_before_the_patch(log: Path, mode: SyncMode) -> None:
     pytest.importorskip("gevent")

@@ -26,6 +26,7 @@ def entries_in(ops: int) -> int:
     return sum(len(entries_of("x", op)) for op in range(ops))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "mode"), [*[(method, SyncMode.NORMAL) for method in METHODS], ("subprocess", SyncMode.FULL)]
 )
@@ -153,6 +154,7 @@ def test_processes_that_all_rotate_leave_one_chain_of_segments(child: Start, log
         assert mine == [] or mine[0].lsn == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "threads", "ops"), [(2, 32, 20)])
 def test_sixty_four_threads_in_several_processes(
     child: Start, log: Path, tmp_path: Path, count: int, threads: int, ops: int

@@ -120,7 +120,9 @@ def interrupt_everything(
 
 
 @pytest.mark.parametrize("mode", list(SyncMode))
-@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize(
+    "outer", [pytest.param(name, marks=() if name in ("put", "close") else pytest.mark.slow) for name in OUTER]
+)
 def test_a_call_in_the_middle_of_a_call_works_or_says_busy(
     child: Start, memory: Path, mode: SyncMode, outer: str
 ) -> None:

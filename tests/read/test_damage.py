@@ -52,6 +52,7 @@ def entries_in(found: Iterator[Span]) -> list[WALEntry]:
     return [entry_of(lsn) for span in found for lsn in range(span.first_lsn, span.next_lsn)]
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found_and_nothing_else_is_read(original: dict[str, bytes], log: Path) -> None:
     files = list(original)
     all_spans = list(spans(original))
@@ -88,6 +89,7 @@ def test_every_flipped_byte_is_found_and_nothing_else_is_read(original: dict[str
         (log / name).write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filled", [False, True], ids=["cut", "zeros"])
 def test_a_log_cut_at_every_byte_is_read_up_to_there(original: dict[str, bytes], log: Path, filled: bool) -> None:
     """Everything behind one byte is gone, or reads as zeros as after a power cut: later segments are gone."""
@@ -114,6 +116,7 @@ def test_a_log_cut_at_every_byte_is_read_up_to_there(original: dict[str, bytes],
         (log / name).unlink()
 
 
+@pytest.mark.slow
 def test_a_segment_cut_at_every_byte_is_a_gap_before_the_next(original: dict[str, bytes], log: Path) -> None:
     all_spans = list(spans(original))
     names = list(original)

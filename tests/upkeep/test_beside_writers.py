@@ -213,6 +213,7 @@ def write_until_told(channel: Channel, log: Path, size_limit: int) -> int:
         return writer.metrics.snapshot().next_lsn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_limit", [20_000, 200_000])
 def test_a_busy_log_seen_from_outside_is_never_damaged(tmp_path: Path, child: Start, size_limit: int) -> None:
     log = tmp_path / "log"

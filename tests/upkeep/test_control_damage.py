@@ -32,6 +32,12 @@ COUNT = 14
 WORD = 8
 
 
+@pytest.fixture
+def tmp_path(memory: Path) -> Path:
+    """What is done to a log's bytes needs no disk, and here hundreds of logs are made and synced."""
+    return memory
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here is about the disk, so nothing waits for it; and no word of the block may make anyone sleep long."""
@@ -196,6 +202,7 @@ def test_a_commit_word_that_is_one_off_loses_nothing(log: Path, batches: int) ->
     assert_nothing_lost(log, "", batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", LogState._fields)
 def test_a_commit_word_that_is_one_off_beside_a_wrong_figure_loses_nothing(tmp_path: Path, field: str) -> None:
     """It looks as if a process had been killed before it published; but what that one filled in cannot be so."""
@@ -231,6 +238,7 @@ def test_a_wrong_time_of_the_last_sync_makes_nobody_wait_for_ever(log: Path) -> 
     assert_nothing_lost(log, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0, 1, 1 << 63, (1 << 64) - 1], ids=hex)
 def test_an_extreme_value_in_any_word_loses_nothing(tmp_path: Path, value: int) -> None:
     cases = [(f"word {word} is {value:#x}", setting(word, value)) for word in WORDS[:-1]]

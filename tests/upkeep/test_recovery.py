@@ -105,6 +105,12 @@ BUILDS = [
 ]
 
 
+@pytest.fixture
+def tmp_path(memory: Path) -> Path:
+    """What is done to a log's bytes needs no disk, and here hundreds of logs are made and synced."""
+    return memory
+
+
 @pytest.fixture(params=BUILDS, ids=lambda build: build.__name__)
 def pristine(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A log that needs recovery; tests work on copies of it."""
@@ -200,6 +206,7 @@ def test_everything_that_counts_is_durable_after_a_recovery(pristine: Path, tmp_
         assert snapshot.writes_total == snapshot.next_lsn - 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_disk")
 def test_a_recovery_killed_at_any_call_is_finished_by_the_next(pristine: Path, tmp_path: Path) -> None:
     copies = Copies(pristine, tmp_path)
@@ -230,6 +237,7 @@ def test_a_recovery_killed_at_any_call_is_finished_by_the_next(pristine: Path, t
     assert number > 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_disk")
 @pytest.mark.parametrize("code", [errno.EIO])  # others: tests/crash/errors.py
 def test_an_error_of_any_call_is_typed_and_the_next_recovery_gives_the_same(

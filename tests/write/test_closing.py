@@ -33,6 +33,7 @@ def threads_take_turns_often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("mode", list(SyncMode))
 def test_a_call_beside_close_succeeds_or_says_closed(memory: Path, mode: SyncMode, name: str) -> None:

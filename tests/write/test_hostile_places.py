@@ -173,6 +173,7 @@ def test_the_use_uses_every_name(log: Path, monkeypatch: pytest.MonkeyPatch) -> 
     use.assert_kept()
 
 
+@pytest.mark.slow
 @each_kind
 def test_what_was_planted_before_the_first_opening(tmp_path: Path, outside: Path, kind: str) -> None:
     for name in (*NEEDED, *LATER):
@@ -189,6 +190,7 @@ def test_what_was_planted_before_the_first_opening(tmp_path: Path, outside: Path
         assert_untouched(outside)
 
 
+@pytest.mark.slow
 @each_kind
 def test_what_took_the_place_of_a_file_of_a_closed_log(tmp_path: Path, outside: Path, kind: str) -> None:
     for name in (*NEEDED, *LATER):
@@ -215,6 +217,7 @@ def test_what_took_the_place_of_a_file_of_a_closed_log(tmp_path: Path, outside: 
         assert_untouched(outside)
 
 
+@pytest.mark.slow
 @each_kind
 def test_what_takes_the_place_of_a_file_while_a_writer_has_the_log_open(
     tmp_path: Path, outside: Path, kind: str

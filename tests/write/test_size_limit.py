@@ -45,6 +45,7 @@ def test_a_frame_that_fits_exactly_stays_and_one_byte_more_goes_into_the_next_se
         assert sizes(log)[2:] == [limit - FRAME - ENTRY - 10, HEADER + FRAME + ENTRY + 11]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [SMALLEST, SMALLEST + 1, 200, 333, 1000, 4096])
 def test_no_segment_is_ever_larger_than_the_limit(log: Path, limit: int) -> None:
     with WALWriter(log, size_limit=limit) as writer:

@@ -345,6 +345,7 @@ def leave_a_writer_open(channel: Channel, log: Path, mode: SyncMode) -> None:
     globals()["kept"] = writer  # until the interpreter ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [SyncMode.NONE, SyncMode.NORMAL])
 @pytest.mark.parametrize("method", ["subprocess", "spawn", "forkserver"])
 def test_a_process_that_ends_in_order_appends_what_it_buffered(
