@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.crash.test_interrupts import Alarm
+from tests.support import Channel, Start
 from walpool import LogBusy, SyncMode, WALReader, WALWriter
+from walpool.system import threads
 
 
 class Interrupt(BaseException):
@@ -88,25 +91,51 @@ def test_no_coordinator_outlives_its_writer_though_its_start_was_interrupted(
 @pytest.mark.parametrize(
     "options", [{"sync_mode": SyncMode.NONE}, {"sync_interval_s": 60.0}, {"size_limit": 400}], ids=str
 )
-def test_an_interrupt_in_the_start_of_a_helper_reaches_the_caller_as_it_is(
+def test_an_interrupt_while_a_helper_is_started_reaches_the_caller_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """The library gives up a lock to wait, is interrupted, and gives it up again: a RuntimeError of its own."""
+    """It comes in the one wait that there is in the caller's thread."""
+
+    class Told:
+        def __init__(self) -> None:
+            self.acquired = 0
+
+        def acquire(self) -> None:
+            self.acquired += 1
+            if self.acquired == 2:
+                raise Interrupt
+
+        def release(self) -> None:
+            pass
 
     def start(thread: threading.Thread) -> None:
-        real(thread)
-        try:
-            raise Interrupt
-        finally:
-            threading.Lock().release()
+        with monkeypatch.context() as patch:
+            patch.setattr(threads.threading, "Lock", Told)
+            real(thread)
 
-    real = threading.Thread.start
+    real = threads.start
     with WALWriter(tmp_path / "log", **options) as writer:
         with monkeypatch.context() as patch, pytest.raises(Interrupt):
-            patch.setattr(threading.Thread, "start", start)
+            patch.setattr(threads, "start", start)
             for _ in range(10):
                 writer.put(b"key", bytes(100))
         assert writer.sync() == writer.metrics.snapshot().next_lsn - 1
+
+
+def test_no_interrupt_of_a_start_keeps_other_threads_from_beginning(child: Start, seed: int) -> None:
+    child(start_helpers_under_interrupts, seed).result()
+
+
+def start_helpers_under_interrupts(channel: Channel, seed: int) -> None:
+    alarm = Alarm(seed, 150e-6)
+    helpers = threads.Helpers()
+    while alarm.delivered < 400:
+        alarm.run(lambda: helpers.start(helpers.thread(lambda: None, "helper")))
+    helpers.join()
+    other = threading.Thread(target=lambda: None, daemon=True)
+    other.start()
+    other.join(10)
+    assert not other.is_alive()
 
 
 @pytest.mark.parametrize("handling", [False, True])

@@ -2,7 +2,7 @@
 the caller as it is, and joined.
 """
 
-import sys
+import _thread
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -116,12 +116,24 @@ class Helpers:
 
 
 def start(thread: threading.Thread) -> None:
-    """`thread.start()`, which waits on a condition: interrupted there, its clean-up fails and hides the exception."""
-    handled = sys.exception()  # by our caller, before anything happened here
-    try:
-        thread.start()
-    except RuntimeError as error:
-        if error.__context__ is handled:
-            raise  # the system has no thread to give
-        assert error.__context__ is not None
-        raise error.__context__ from None
+    """`thread.start()`, made in a thread for that alone, where no signal handler runs. Here are only calls of C's.
+
+    An exception out of one, in the middle of the library's start, hides behind an error of its clean-up, and on Python
+    3.14 leaves a lock held that every thread of the process needs to begin.
+    """
+    told = threading.Lock()
+    told.acquire()
+    refused: list[BaseException] = []
+
+    def begin() -> None:
+        try:
+            thread.start()
+        except BaseException as error:
+            refused.append(error)
+        finally:
+            told.release()
+
+    _thread.start_new_thread(begin, ())
+    told.acquire()
+    if refused:
+        raise refused[0]
