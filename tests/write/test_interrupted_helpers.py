@@ -1,6 +1,8 @@
 """What an interrupt does to the threads that a writer starts: nothing that the next call does not mend."""
 
 import fcntl
+import itertools
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 
 from tests.crash.test_interrupts import Alarm
 from tests.support import Channel, Start
-from walpool import LogBusy, SyncMode, WALReader, WALWriter
+from walpool import LogBusy, Retention, SyncMode, WALEntry, WALReader, WALWriter
 from walpool.system import threads
 
 
@@ -136,6 +138,58 @@ def start_helpers_under_interrupts(channel: Channel, seed: int) -> None:
     other.start()
     other.join(10)
     assert not other.is_alive()
+
+
+class Raising(type(threading.RLock())):  # type: ignore[misc]
+    """Its `with` is interrupted once it has the lock: Python 3.14 looks for signals there, and does not unlock it."""
+
+    left = 0  # `with`s of the main thread until then
+
+    def __enter__(self) -> bool:
+        super().__enter__()
+        if threading.current_thread() is threading.main_thread():
+            Raising.left -= 1
+            if Raising.left == 0:
+                raise Interrupt
+        return True
+
+
+def use_all_of_it(log: Path, mode: SyncMode) -> None:
+    with WALWriter(log, mode, size_limit=400, retention=Retention()) as writer:
+        for _ in range(4):
+            writer.put(b"key", bytes(100))
+        lsns = writer.append_batch([WALEntry.put(b"a", b""), WALEntry.put(b"b", b"")])
+        writer.rotate()
+        writer.sync()
+        writer.checkpoint(lsns.start)
+        writer.prune()
+
+
+@pytest.mark.parametrize("mode", SyncMode)
+def test_an_interrupt_that_comes_as_soon_as_a_lock_is_taken_leaves_it_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: SyncMode
+) -> None:
+    complain = sys.unraisablehook
+
+    def unless_ours(unraisable: Any) -> None:  # Python drops what is raised in a __del__
+        if unraisable.exc_type is not Interrupt:
+            complain(unraisable)
+
+    monkeypatch.setattr(sys, "unraisablehook", unless_ours)
+    monkeypatch.setattr(threading, "RLock", Raising)
+    for n in itertools.count(1):
+        Raising.left = n
+        try:
+            use_all_of_it(tmp_path / "log", mode)
+        except Interrupt:
+            pass
+        came, Raising.left = Raising.left <= 0, 0
+        held = list(threads.mutexes_of_this_thread())
+        assert held == [], f"after the interrupt of the {n}th"
+        use_all_of_it(tmp_path / "log", mode)
+        if not came:
+            break
+    assert n > 10
 
 
 @pytest.mark.parametrize("handling", [False, True])

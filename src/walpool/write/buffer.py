@@ -157,12 +157,15 @@ class Buffer:
 
     def _withdraw(self, body: bytes) -> None:
         """Its `add` raises: the caller may add it again, so it must not be appended from here as well."""
-        with self._lock:
-            for at in range(len(self._bodies) - 1, -1, -1):
-                if self._bodies[at] is body:
-                    del self._bodies[at]
-            self._bytes = sum(map(len, self._bodies))  # whatever the interrupt kept from being counted
-            self._tell()
+        try:
+            with self._lock:
+                for at in range(len(self._bodies) - 1, -1, -1):
+                    if self._bodies[at] is body:
+                        del self._bodies[at]
+                self._bytes = sum(map(len, self._bodies))  # whatever the interrupt kept from being counted
+                self._tell()
+        finally:
+            leave(self._lock)
 
     # The thread
 

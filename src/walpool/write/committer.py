@@ -34,7 +34,7 @@ from walpool.shared.slots import leading
 from walpool.system.calls import calls
 from walpool.system.failures import in_words, over, say_once
 from walpool.system.files import File
-from walpool.system.threads import Helpers, Waker
+from walpool.system.threads import Helpers, Waker, leave
 from walpool.upkeep.opening import OpenLog
 
 NOT_IN_FORCE = (
@@ -290,7 +290,10 @@ class Committer:
         """When nobody is in a call any more."""
         self.stop()
         self._helpers.join()
-        with self._lock.mutex:
-            self._lock.drop()
-            if self._synced is not None:
-                self._synced.close()
+        try:
+            with self._lock.mutex:
+                self._lock.drop()
+                if self._synced is not None:
+                    self._synced.close()
+        finally:
+            leave(self._lock.mutex)

@@ -18,7 +18,7 @@ from walpool.shared.poison import refuse_poisoned
 from walpool.shared.slots import MAX_SLOTS
 from walpool.system.failures import in_words, over, say_once
 from walpool.system.locks import ByteLocks, Maintenance
-from walpool.system.threads import Helpers, mutex
+from walpool.system.threads import Helpers, leave, mutex
 from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import prepare, trim
 from walpool.upkeep.retention import prune
@@ -43,16 +43,25 @@ class Coordinator:
 
     def wake(self) -> None:
         """There was a rotation, or the active segment is half full."""
-        with self._lock:
-            self._again = True
-            if self._thread is not None or self._closed:
-                return
-            self._thread = thread = self._helpers.thread(self._run, "walpool-coordinator")
+        self._again = True
+        if self._lock._is_owned():
+            return  # we interrupt this very call, which starts a thread, or has seen one that looks once more
+        thread = self._helpers.thread(self._run, "walpool-coordinator")
         try:
-            self._helpers.start(thread)
+            if self._takes_turn(thread):  # a frame of its own: see ProcessLock.run
+                self._helpers.start(thread)
         except BaseException:
-            self._thread = None  # one that was started all the same ends when it sees that
+            leave(self._lock)
+            if self._thread is thread:
+                self._thread = None  # one that was started all the same ends when it sees that
             raise
+
+    def _takes_turn(self, thread: threading.Thread) -> bool:
+        with self._lock:
+            if self._thread is not None or self._closed:
+                return False
+            self._thread = thread
+            return True
 
     def _run(self) -> None:
         path = self._log.directory.path

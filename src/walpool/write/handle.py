@@ -20,7 +20,7 @@ from walpool.shared.slot_rows import SlotRow, claim
 from walpool.system.failures import in_words, nothing_appended, over, say_once, typed_error
 from walpool.system.forks import reopen_after_fork
 from walpool.system.locks import itself
-from walpool.system.threads import mutex
+from walpool.system.threads import leave, mutex
 from walpool.upkeep.opening import OpenLog, open_log
 from walpool.upkeep.recovery import RecoveryReport
 from walpool.upkeep.room import make_room
@@ -66,11 +66,27 @@ class Handle:
         if self._opening._is_owned():
             raise itself(self.path)
         notes: list[str] = []
+        try:
+            session, report = self._open_session(notes)  # a frame of its own: see ProcessLock.run
+        except BaseException:
+            leave(self._opening)
+            raise
+        if self.closed:  # by another thread, which did not see the session
+            self.let_go(session)
+            raise LogClosed(f"{self.path}: the writer is closed")
+        for note in notes:
+            say_once(self.path, "metrics", note)
+        for line in report.told(self.path) if report is not None else []:
+            log.warning("%s", line)
+        return session
+
+    def _open_session(self, notes: list[str]) -> tuple[Session, RecoveryReport | None]:
+        """The session, and the report if a recovery was needed just now."""
         with self._opening:
             if self.closed:
                 raise LogClosed(f"{self.path}: the writer is closed")
             if self.session is not None:
-                return self.session
+                return self.session, None
             opened = self._open_log()
             session = Session(opened, self.options, self._claim_row(opened, notes))
             self.report = opened.report
@@ -82,14 +98,7 @@ class Handle:
                 self.buffer.row = session.row
                 close_at_exit(writer)
             self.counters.add(files_opened=1)
-        if self.closed:  # by another thread, which did not see the session
-            self.let_go(session)
-            raise LogClosed(f"{self.path}: the writer is closed")
-        for note in notes:
-            say_once(self.path, "metrics", note)
-        for line in opened.report.told(self.path) if opened.report is not None else []:
-            log.warning("%s", line)
-        return session
+            return session, opened.report
 
     def _open_log(self) -> OpenLog:
         try:
