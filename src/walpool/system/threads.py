@@ -87,15 +87,24 @@ class Helpers:
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
         self._interrupted: list[threading.Thread] = []
+        self._asked_for: WeakSet[threading.Thread] = WeakSet()
+        self._refused: WeakSet[threading.Thread] = WeakSet()  # of them: the system had no thread to give
 
     def thread(self, target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
         """One that is not started yet."""
         return threading.Thread(target=target, args=args, name=name, daemon=True)
 
+    def will_run(self, thread: threading.Thread) -> bool:
+        """Whether it runs, or will, although its start was interrupted."""
+        return thread in self._asked_for and not self.refused(thread)
+
+    def refused(self, thread: threading.Thread) -> bool:
+        return thread in self._refused
+
     def start(self, thread: threading.Thread) -> None:
         self._threads = [each for each in self._threads if each.is_alive()]
         try:
-            start(thread)
+            start(thread, self._asked_for.add, self._refused.add)
         except BaseException:
             self._interrupted.append(thread)
             raise
@@ -115,7 +124,10 @@ class Helpers:
                     calls.sleep(LOOK_AGAIN_S)
 
 
-def start(thread: threading.Thread) -> None:
+Note = Callable[[threading.Thread], None]
+
+
+def start(thread: threading.Thread, asked_for: Note, refused: Note) -> None:
     """`thread.start()`, made in a thread for that alone, where no signal handler runs. Here are only calls of C's.
 
     An exception out of one, in the middle of the library's start, hides behind an error of its clean-up, and on Python
@@ -123,17 +135,19 @@ def start(thread: threading.Thread) -> None:
     """
     told = threading.Lock()
     told.acquire()
-    refused: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def begin() -> None:
         try:
             thread.start()
         except BaseException as error:
-            refused.append(error)
+            refused(thread)
+            errors.append(error)
         finally:
             told.release()
 
     _thread.start_new_thread(begin, ())
+    asked_for(thread)
     told.acquire()
-    if refused:
-        raise refused[0]
+    if errors:
+        raise errors[0]

@@ -248,7 +248,8 @@ class Committer:
         elif calls.monotonic() > due:
             self.settle(lsn)
         self._again = True  # before the look at the thread, which looks here after it has ended its turn
-        if self._thread is None and not self._closed:
+        there = self._thread
+        if (there is None or self._helpers.refused(there)) and not self._closed:
             waker = Waker()
             self._wakers.append(waker)
             thread = self._helpers.thread(self._sync_now_and_then, "walpool-interval", waker, seconds, and_then)
@@ -256,7 +257,8 @@ class Committer:
             try:
                 self._helpers.start(thread)
             except BaseException:
-                self._thread = None
+                if not self._helpers.will_run(thread):
+                    self._thread = None
                 raise
 
     def _sync_now_and_then(self, waker: Waker, seconds: float, and_then: Callable[[], None]) -> None:

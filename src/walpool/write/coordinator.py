@@ -52,13 +52,14 @@ class Coordinator:
                 self._helpers.start(thread)
         except BaseException:
             leave(self._lock)
-            if self._thread is thread:
-                self._thread = None  # one that was started all the same ends when it sees that
+            if self._thread is thread and not self._helpers.will_run(thread):
+                self._thread = None  # one that runs all the same ends when it sees that
             raise
 
     def _takes_turn(self, thread: threading.Thread) -> bool:
         with self._lock:
-            if self._thread is not None or self._closed:
+            there = self._thread
+            if (there is not None and not self._helpers.refused(there)) or self._closed:
                 return False
             self._thread = thread
             return True
