@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "walpool"
 # Each may import itself and those before it.
-ROOMS = ["format", "system", "shared", "read", "upkeep", "write", "integrations", "cli"]
+ROOMS = ["format", "system", "shared", "read", "opening", "upkeep", "write", "integrations", "cli"]
 LEAVES = ["errors", "options"]  # anyone may import them
 STRANGERS = [("write", "read"), ("read", "write")]  # never, in either direction
 
@@ -28,7 +28,7 @@ CLI_MODULES = {"signal", "subprocess", "sys", "sysconfig", "select", "io", "temp
 
 LONG_FILES: set[str] = set()  # over 350 lines, and known to be: one object with one idea
 MOST_LINES = 350
-MOST_FILES = {"cli": 18, "system": 15, "upkeep": 13}  # a file a command, and one a thing that the machine has; else 12
+MOST_FILES = {"cli": 18, "system": 15}  # a file a command, and one a thing that the machine has; else 12
 
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(file.relative_to(SOURCE)) for file in FILES]

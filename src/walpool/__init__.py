@@ -28,6 +28,8 @@ from walpool.errors import (
 )
 from walpool.format.entry import Operation, WALEntry
 from walpool.format.header import WALHeader
+from walpool.opening.recovery import RecoveryReport
+from walpool.opening.survey import Place
 from walpool.options import RecoveryMode, Retention, SyncMode
 from walpool.read.reader import ReadBatch, ReaderStats, WALReader
 from walpool.shared.control import ControlUnusable
@@ -37,9 +39,7 @@ from walpool.shared.slot_rows import Failures
 from walpool.shared.snapshot import Delta, ReaderRow, Snapshot, WriterRow
 from walpool.upkeep.checkpoint import checkpoint
 from walpool.upkeep.copy import CopyReport, copy
-from walpool.upkeep.recovery import RecoveryReport
 from walpool.upkeep.retention import PruneReport
-from walpool.upkeep.survey import Place
 from walpool.write.at_exit import flush_at_signals
 from walpool.write.batch import Batch
 from walpool.write.writer import WALWriter

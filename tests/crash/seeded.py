@@ -72,21 +72,21 @@ BUGS = [
     ),
     Bug(
         "what a failed sync was for is not written anew",
-        "upkeep/recovery.py",
+        "opening/recovery.py",
         "    if doubtful_lsn is not None:",
         "    if False:",
         "cut: failed sync",
     ),
     Bug(
         "recovery calls durable what it has not synced",
-        "upkeep/recovery.py",
+        "opening/recovery.py",
         "            _sync_segment(directory, scan.first_lsn)\n",
         "            pass\n",
         "cut: rebuilt",
     ),
     Bug(
         "what recovery moved and made is not durable when it ends",
-        "upkeep/aside.py",
+        "opening/aside.py",
         "    directory.rename(NEW_SEGMENT, segment_name(first_lsn))\n    directory.sync()\n",
         "    directory.rename(NEW_SEGMENT, segment_name(first_lsn))\n",
         "cut: new log",
@@ -114,7 +114,7 @@ BUGS = [
     ),
     Bug(
         "a recovery leaves a checkpoint that the log does not reach",
-        "upkeep/recovery.py",
+        "opening/recovery.py",
         "    if stated < found.next_lsn:\n        return None",
         "    if True:\n        return None",
         "tests/upkeep/test_retention.py -k does_not_reach",
@@ -135,7 +135,7 @@ BUGS = [
     ),
     Bug(
         "the path to a new log is not made durable",
-        "upkeep/recovery.py",
+        "opening/recovery.py",
         "        sync_path_to(directory)  #",
         "        pass  #",
         "cut: parents",
@@ -181,17 +181,17 @@ BUGS = [
     ),
     Bug(
         "a half-done move to quarantine is not taken back",
-        "upkeep/recovery.py",
+        "opening/recovery.py",
         "    undo_half_moves(directory)\n",
         "",
-        "tests/upkeep/test_recovery.py::test_a_move_to_quarantine_that_was_killed_in_the_middle_is_taken_back",
+        "tests/opening/test_recovery.py::test_a_move_to_quarantine_that_was_killed_in_the_middle_is_taken_back",
     ),
     Bug(
         "a block is rebuilt under living writers",
-        "upkeep/opening.py",
+        "opening/opening.py",
         "        if held:\n            return held",
         "        if False:\n            return held",
-        "tests/upkeep/test_control_damage.py::test_no_block_is_rebuilt_under_a_living_writer",
+        "tests/opening/test_control_damage.py::test_no_block_is_rebuilt_under_a_living_writer",
     ),
     # What errors and interrupts show
     Bug(
@@ -357,7 +357,7 @@ BUGS = [
         "read/verdict.py",
         "_RECOVERY, _TOLERATE, True, None, Verdict.REFUSE",
         "_RECOVERY, _TOLERATE, True, None, Verdict.CUT",
-        "tests/upkeep/test_decisions.py",
+        "tests/opening/test_decisions.py",
     ),
     Bug(
         "a reader reads on in a log that was made anew",
@@ -368,10 +368,10 @@ BUGS = [
     ),
     Bug(
         "a copy is opened like the log after a reboot",
-        "upkeep/opening.py",
+        "opening/opening.py",
         "whole=opened == COPIED",
         "whole=False",
-        "tests/upkeep/test_foreign_copies.py",
+        "tests/opening/test_foreign_copies.py",
     ),
     Bug(
         "without a control block everything is taken for durable",

@@ -80,7 +80,9 @@ class DieAtCall:
 
 
 _SOURCE = str(Path(walpool.__file__).parent)
-_ROOMS = tuple(os.path.join(_SOURCE, room) + os.sep for room in ("write", "shared", "read", "upkeep", "system"))
+_ROOMS = tuple(
+    os.path.join(_SOURCE, room) + os.sep for room in ("write", "shared", "read", "opening", "upkeep", "system")
+)
 
 
 class DieAtLine:

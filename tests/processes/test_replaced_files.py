@@ -11,7 +11,7 @@ import pytest
 from tests.processes import workers
 from tests.support import Start, open_fds, read_log
 from walpool import LogReplaced, SyncMode, UnsafeLog, WALError, WALWriter
-from walpool.upkeep import opening
+from walpool.opening import opening
 from walpool.upkeep.verify import verify
 
 SOON = 1001  # appends

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import walpool
+from tests.crash.faults import Killed, Trace, failing_at, killed_at, watched
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, spans
 from tests.support import Channel, Start
-from tests.upkeep.faults import Killed, Trace, failing_at, killed_at, watched
 from walpool import (
     CopyReport,
     CorruptLog,

@@ -8,8 +8,8 @@ import pytest
 from tests.format import layout
 from tests.read.logs import contents, entries, entry_of, read
 from walpool import CorruptLog, LogNotFound, RecoveryMode, UnsafeLog, WALWriter
+from walpool.opening import opening
 from walpool.options import WriterOptions
-from walpool.upkeep import opening
 from walpool.upkeep.repair import plan_repair, repair
 from walpool.upkeep.verify import Finding, verify
 

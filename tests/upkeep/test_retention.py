@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.crash.faults import Killed, killed_at, watched
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, fill, read, segment_files
-from tests.upkeep.faults import Killed, killed_at, watched
 from walpool import (
     CorruptLog,
     LSNUnavailable,

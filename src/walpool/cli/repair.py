@@ -17,9 +17,9 @@ from walpool import CorruptLog, RecoveryMode, RecoveryReport
 from walpool.cli import arguments
 from walpool.cli.exits import CommandError, Exit, describe, one_line
 from walpool.cli.output import print_json
+from walpool.opening.survey import Place
 from walpool.options import WriterOptions
 from walpool.upkeep.repair import RepairPlan, plan_repair, repair
-from walpool.upkeep.survey import Place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

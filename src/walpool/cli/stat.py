@@ -17,6 +17,7 @@ from walpool.cli.live.figures import failure_kinds, spread, writer_table
 from walpool.cli.output import amount, print_json
 from walpool.errors import CorruptLog, LogReplaced, UnsafeLog
 from walpool.format.names import segment_name
+from walpool.opening.aside import Aside, look_aside
 from walpool.read.scan import scan_segment
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import list_segments
@@ -24,7 +25,6 @@ from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import ControlUnusable
 from walpool.shared.snapshot import Snapshot
 from walpool.system.files import Directory
-from walpool.upkeep.aside import Aside, look_aside
 from walpool.upkeep.repair import require_log
 
 OPEN_IT = "a writer that opens the log makes a new one; until then, cat, dump and verify read it as it is"

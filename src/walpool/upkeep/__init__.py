@@ -1,1 +1,1 @@
-"""Opening, mending and checking: what runs before the first append, or beside all of them."""
+"""What runs beside appends, and what people run: prepared segments, retention, checkpoint, copy, verify, repair."""

@@ -9,11 +9,11 @@ from contextlib import closing
 
 from walpool.errors import CorruptLog
 from walpool.format.names import MAINTENANCE_LOCK
+from walpool.opening.opening import OpenLog, lock_mode
 from walpool.options import WriterOptions
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.system.failures import typed_errors
 from walpool.system.locks import Maintenance
-from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.repair import require_log
 
 

@@ -12,6 +12,10 @@ from functools import partial
 
 from walpool.errors import LogNotFound, UnsafeLog
 from walpool.format.names import MAINTENANCE_LOCK, SLOTS_LOCK, segment_name
+from walpool.opening.aside import Aside, discard
+from walpool.opening.opening import lock_mode, rebuild
+from walpool.opening.recovery import RecoveryReport
+from walpool.opening.survey import Place, survey
 from walpool.options import RecoveryMode, WriterOptions
 from walpool.read.source import settle
 from walpool.shared.catalog import list_segments
@@ -20,10 +24,6 @@ from walpool.shared.slots import any_alive
 from walpool.system.failures import typed_errors
 from walpool.system.files import Directory
 from walpool.system.locks import Maintenance
-from walpool.upkeep.aside import Aside, discard
-from walpool.upkeep.opening import lock_mode, rebuild
-from walpool.upkeep.recovery import RecoveryReport
-from walpool.upkeep.survey import Place, survey
 
 log = logging.getLogger("walpool")
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from walpool.errors import CorruptLog
 from walpool.format.names import MAINTENANCE_LOCK, segment_name
+from walpool.opening.opening import OpenLog, lock_mode
 from walpool.options import Retention, WriterOptions
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
@@ -23,7 +24,6 @@ from walpool.system import clock
 from walpool.system.failures import typed_errors
 from walpool.system.files import Directory
 from walpool.system.locks import Maintenance
-from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import used_bytes
 
 

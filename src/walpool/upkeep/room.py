@@ -5,13 +5,13 @@ Holds: only what a retention rule lets go of is removed, and what was made for l
 
 from walpool.errors import LogBusy
 from walpool.format.names import MAINTENANCE_LOCK, PREPARED, SLOTS_LOCK, segment_name
+from walpool.opening.opening import lock_mode
 from walpool.options import Retention, WriterOptions
 from walpool.shared import slots
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import LogState
 from walpool.system.files import WRITE, Directory
 from walpool.system.locks import Maintenance
-from walpool.upkeep.opening import lock_mode
 from walpool.upkeep.retention import PruneReport, prune
 
 _NOTHING = LogState(*[0] * len(LogState._fields))

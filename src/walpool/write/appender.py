@@ -17,6 +17,7 @@ from walpool.errors import UnsafeLog, WALError
 from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, FRAME_REST
 from walpool.format.header import HEADER_BYTES
 from walpool.format.names import segment_name
+from walpool.opening.opening import AGAIN, CUT, OpenLog
 from walpool.options import SyncMode, WriterOptions
 from walpool.shared.catalog import Segment, open_segment
 from walpool.shared.control import (
@@ -50,7 +51,6 @@ from walpool.system.failures import typed_error
 from walpool.system.files import cut_back, write_rest
 from walpool.system.locks import LOCK_EX, LOCK_UN, TRY_EX, Flock
 from walpool.system.threads import leave
-from walpool.upkeep.opening import AGAIN, CUT, OpenLog
 from walpool.upkeep.prepare import write_ahead
 from walpool.write.rotation import check_fits, rotate
 from walpool.write.waits import Waits

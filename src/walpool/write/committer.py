@@ -13,6 +13,7 @@ from logging import ERROR
 
 from walpool.errors import LogBusy, LogClosed, LogReplaced, SyncFailed, UnsafeLog, WALError
 from walpool.format.names import CONTROL, segment_name
+from walpool.opening.opening import OpenLog
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import (
     DURABLE,
@@ -35,7 +36,6 @@ from walpool.system.calls import calls
 from walpool.system.failures import in_words, over, say_once
 from walpool.system.files import File
 from walpool.system.threads import Helpers, Waker, leave
-from walpool.upkeep.opening import OpenLog
 
 NOT_IN_FORCE = (
     "the control block was removed or replaced while the log was open: what was appended since then may not count, and"

@@ -12,6 +12,7 @@ from logging import ERROR
 
 from walpool.errors import LogBusy, LogClosed, WALError
 from walpool.format.names import MAINTENANCE_LOCK
+from walpool.opening.opening import OpenLog, lock_mode
 from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
 from walpool.shared.poison import refuse_poisoned
@@ -19,7 +20,6 @@ from walpool.shared.slots import MAX_SLOTS
 from walpool.system.failures import in_words, over, say_once
 from walpool.system.locks import ByteLocks, Maintenance
 from walpool.system.threads import Helpers, leave, mutex
-from walpool.upkeep.opening import OpenLog, lock_mode
 from walpool.upkeep.prepare import prepare, trim
 from walpool.upkeep.retention import prune
 from walpool.write.committer import Committer

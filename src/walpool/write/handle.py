@@ -14,6 +14,8 @@ from weakref import ref
 from walpool.errors import BatchTooLarge, LogBusy, LogClosed, LogFull, WALError
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
+from walpool.opening.opening import OpenLog, open_log
+from walpool.opening.recovery import RecoveryReport
 from walpool.options import SyncMode, WriterOptions
 from walpool.shared.counters import counters_of
 from walpool.shared.slot_rows import SlotRow, claim
@@ -21,8 +23,6 @@ from walpool.system.failures import in_words, nothing_appended, over, say_once, 
 from walpool.system.forks import reopen_after_fork
 from walpool.system.locks import itself
 from walpool.system.threads import leave, mutex
-from walpool.upkeep.opening import OpenLog, open_log
-from walpool.upkeep.recovery import RecoveryReport
 from walpool.upkeep.room import make_room
 from walpool.write.appender import Appender, Retired
 from walpool.write.at_exit import Closable, close_at_exit, forget

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from walpool.errors import LogBusy, LogClosed
+from walpool.opening.opening import OpenLog
 from walpool.options import WriterOptions
 from walpool.shared.slot_rows import SlotRow
 from walpool.system.calls import calls
-from walpool.upkeep.opening import OpenLog
 from walpool.write.appender import Appender, SharingAppender
 from walpool.write.committer import Committer
 from walpool.write.coordinator import Coordinator

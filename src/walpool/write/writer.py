@@ -9,13 +9,13 @@ from typing import Any
 
 from walpool.errors import EntryTooLarge
 from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, bad_timestamp, encode_entries, encode_one
+from walpool.opening.recovery import RecoveryReport
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
 from walpool.shared.metrics import WALMetrics
 from walpool.system.calls import calls
 from walpool.system.failures import typed_errors
 from walpool.system.locks import itself
 from walpool.upkeep.checkpoint import state_checkpoint
-from walpool.upkeep.recovery import RecoveryReport
 from walpool.upkeep.retention import PruneReport, apply_retention
 from walpool.write.appender import Appender
 from walpool.write.at_exit import close_freed

@@ -13,6 +13,7 @@ import pytest
 
 from tests.read.logs import entries, entry_of, fill, read, segment_files
 from walpool import UnsafeLog, WALError, WALMetrics, WALWriter
+from walpool.opening import opening
 from walpool.shared.control import (
     COMMIT,
     CONTROL_BYTES,
@@ -26,7 +27,6 @@ from walpool.shared.control import (
 )
 from walpool.system import processes
 from walpool.system.calls import calls
-from walpool.upkeep import opening
 
 COUNT = 14
 WORD = 8

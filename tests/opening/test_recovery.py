@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.crash.faults import WATCHED, Killed, failing_at, killed_at, watched
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, written
 from tests.support import open_under
-from tests.upkeep.faults import WATCHED, Killed, failing_at, killed_at, watched
 from walpool import LogNotFound, RecoveryMode, SyncFailed, UnsafeLog, WALEntry, WALError, WALReader, WALWriter
 from walpool.system import processes
 from walpool.system.calls import calls

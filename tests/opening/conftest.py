@@ -1,4 +1,4 @@
-"""Fixtures of the upkeep tests."""
+"""Fixtures of the opening tests."""
 
 import pytest
 

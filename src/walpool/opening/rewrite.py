@@ -12,12 +12,12 @@ from crc32c import crc32c
 from walpool.errors import CorruptLog, LogFull
 from walpool.format.frame import FRAME_PREFIX, seal
 from walpool.format.header import HEADER_BYTES, WALHeader
+from walpool.opening.aside import NEW_SEGMENT, move_aside, put_in_place
 from walpool.read.walk import Extent, Walk
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.system import clock, processes
 from walpool.system.files import CREATE, Directory, File
-from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place
 
 
 def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:

@@ -23,6 +23,7 @@ from walpool.format.names import (
     is_walpools,
     parse_segment_name,
 )
+from walpool.opening.recovery import RecoveryReport, recover
 from walpool.options import WriterOptions
 from walpool.shared import slots
 from walpool.shared.catalog import Segment, holds_frames, list_segments, open_segment
@@ -49,7 +50,6 @@ from walpool.system.files import WRITE, Directory, File
 from walpool.system.filesystems import check_local
 from walpool.system.locks import Maintenance, ProcessLock
 from walpool.system.paths import create_directory
-from walpool.upkeep.recovery import RecoveryReport, recover
 
 POISON = "a sync failed"
 TRANSIENT_S = 2.0  # how long a slot that is held while a block must be rebuilt may belong to one that is just opening

@@ -11,10 +11,10 @@ from tests.format import layout
 from tests.read.logs import contents, entries, entry_of, read
 from walpool import CorruptLog, RecoveryMode, WALReader, WALWriter
 from walpool.cli.dump import rows as dump
+from walpool.opening.survey import survey
 from walpool.read.verdict import TABLE, Asker, Verdict, judge
 from walpool.system.files import Directory
 from walpool.upkeep.repair import plan_repair
-from walpool.upkeep.survey import survey
 from walpool.upkeep.verify import DAMAGE, EVIDENCE, TORN_TAIL, WOULD_END, verify
 
 BAD = 4  # the LSN of the batch that is damaged

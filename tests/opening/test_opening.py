@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from tests.crash.faults import Killed, killed_at, watched
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, leave_behind_tail, make, read, segment_files
-from tests.upkeep.faults import Killed, killed_at, watched
 from walpool import IOFailed, LogBusy, RecoveryMode, UnsafeLog, WALError, WALHeader, WALWriter
+from walpool.opening.opening import OpenLog, open_log
 from walpool.shared.control import COMMIT, INTENT, Control
 from walpool.shared.slot_rows import ROW_BYTES
 from walpool.system.calls import calls
 from walpool.system.files import Directory
-from walpool.upkeep.opening import OpenLog, open_log
 from walpool.upkeep.verify import verify
 
 COUNT = 14

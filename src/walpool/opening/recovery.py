@@ -12,6 +12,10 @@ from itertools import pairwise
 from walpool.errors import CorruptLog, LogFull, SyncFailed, WALError
 from walpool.format.header import WALHeader
 from walpool.format.names import LAST_OPEN_LSN, LEFTOVERS, PREPARED, segment_name
+from walpool.opening.aside import NEW_SEGMENT, move_aside, put_in_place, undo_half_moves
+from walpool.opening.recount import recount
+from walpool.opening.rewrite import rewrite
+from walpool.opening.survey import Place, Survey, survey
 from walpool.options import RecoveryMode
 from walpool.read.scan import scan_segment
 from walpool.read.window import FrameWindow
@@ -24,10 +28,6 @@ from walpool.system import clock, processes
 from walpool.system.failures import in_words
 from walpool.system.files import CREATE, Directory
 from walpool.system.paths import sync_path_to
-from walpool.upkeep.aside import NEW_SEGMENT, move_aside, put_in_place, undo_half_moves
-from walpool.upkeep.recount import recount
-from walpool.upkeep.rewrite import rewrite
-from walpool.upkeep.survey import Place, Survey, survey
 
 MOST_TOLD = 10  # damaged places, a line each
 
