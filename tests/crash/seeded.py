@@ -339,6 +339,13 @@ BUGS = [
     ),
     # What readers and copiers show
     Bug(
+        "a helper's start that is interrupted keeps its mutex",
+        "write/coordinator.py",
+        "            leave(self._lock)\n",
+        "",
+        "tests/write/test_interrupted_helpers.py",
+    ),
+    Bug(
         "one look is taken for a proof",
         "read/walk.py",
         "    if isinstance(again, Frame):\n        if extent",
