@@ -34,7 +34,6 @@ from walpool.system.threads import leave, mutex, mutexes_of_this_thread
 
 MAINTENANCE_POLL_S = 0.005
 LOCK_EX = fcntl.LOCK_EX
-LOCK_SH = fcntl.LOCK_SH
 LOCK_UN = fcntl.LOCK_UN
 TRY_EX = fcntl.LOCK_EX | fcntl.LOCK_NB
 UNLOCK_TRIES = 8  # each may be interrupted
