@@ -294,6 +294,28 @@ def test_a_place_is_given_back_when_no_thread_can_be_started(
     assert ask(server.server_address[1], "/")[0] == 200
 
 
+def test_an_interrupt_once_the_thread_runs_gives_no_place_back_twice(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[object] = []
+
+    def start(self: threading.Thread) -> None:
+        real(self)
+        self.join(30)
+        raise KeyboardInterrupt
+
+    WALWriter(log).close()
+    real = threading.Thread.start
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+    with closing(Server("127.0.0.1", 0, str(log), None)) as server, monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with socket.create_connection(server.server_address[:2]) as client:
+            client.send(b"GET /elsewhere HTTP/1.0\r\n\r\n")
+            with pytest.raises(KeyboardInterrupt):
+                server.handle_request()
+    assert ended == []
+
+
 def test_a_name_that_is_not_utf_8_is_escaped(start: Start, tmp_path: Path) -> None:
     log = tmp_path / os.fsdecode(b"caf\xe9.wal")
     WALWriter(log).close()

@@ -104,7 +104,7 @@ class Server(ThreadingHTTPServer):
             self.asking[request] = None
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread can be started
+        except Exception:  # no thread can be started; at a Ctrl-C it may run, and gives its place back itself
             self.asked(request)
             self.places.release()
             raise
