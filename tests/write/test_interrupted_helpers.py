@@ -102,7 +102,7 @@ def test_an_interrupt_while_a_helper_is_started_reaches_the_caller_as_it_is(
         def __init__(self) -> None:
             self.acquired = 0
 
-        def acquire(self) -> None:
+        def acquire(self, timeout: float = -1) -> None:
             self.acquired += 1
             if self.acquired == 2:
                 raise Interrupt

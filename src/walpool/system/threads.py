@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 from walpool.errors import LogBusy
 from walpool.system.calls import calls
+from walpool.system.forks import in_forked_children
 
 STARTING_S = 0.1  # how long a thread whose start was interrupted may take until it runs, if it ever does
 LOOK_AGAIN_S = 1e-3
@@ -133,21 +134,23 @@ def start(thread: threading.Thread, asked_for: Note, refused: Note) -> None:
     An exception out of one, in the middle of the library's start, hides behind an error of its clean-up, and on Python
     3.14 leaves a lock held that every thread of the process needs to begin.
     """
-    told = threading.Lock()
-    told.acquire()
+    begun = Waker()
+    process = calls.getpid()
+    in_forked_children(begun, Waker.set)  # there is no such thread there, and nobody else to say so
     errors: list[BaseException] = []
 
     def begin() -> None:
         try:
-            thread.start()
+            if calls.getpid() == process:  # else the caller was forked in between, and what it starts is the parent's
+                thread.start()
         except BaseException as error:
             refused(thread)
             errors.append(error)
         finally:
-            told.release()
+            begun.set()
 
     _thread.start_new_thread(begin, ())
     asked_for(thread)
-    told.acquire()
+    begun.wait(threading.TIMEOUT_MAX)
     if errors:
         raise errors[0]

@@ -103,5 +103,7 @@ class Session:
         """In a forked child: close the parent's descriptors (an unlock would free its lock), and wait for nobody."""
         self.closing = self.forked = True
         self._open.clear()
+        self.coordinator.stop()  # whoever was about to start its thread
+        self.committer.stop()
         self.appender.drop(forked=True)
         self.log.close()
