@@ -163,3 +163,23 @@ def test_a_wait_that_took_too_long_says_for_what_and_nothing_of_how_it_waited(
     child: Start, memory: Path, name: str
 ) -> None:
     assert child(time_out, memory / "log", name).result() == []
+
+
+def test_what_comes_while_a_lock_is_found_taken_arrives_by_itself(log: Path) -> None:
+    """Whoever finds sync.lock taken lets go of what it had so far, and is interrupted there."""
+
+    class Abort(BaseException):
+        pass
+
+    def abort(fd: int, operation: int) -> None:
+        raise Abort
+
+    with WALWriter(log, lock_timeout=30) as writer:
+        writer.put(b"k", b"v")
+        with held(log, "sync.lock"):
+            writer._handle.session.committer._lock.unlock = abort
+            with pytest.raises(Abort) as caught:
+                writer.sync()
+            writer._handle.session.committer._lock.unlock = fcntl.flock
+        assert contexts(caught.value) == []
+        assert writer.sync() == 1

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import open_fds, open_under, read_log, run_threads
 from walpool import LogBusy, LogClosed, LogReplaced, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
+from walpool.system.calls import calls
 
 CALLS: dict[str, Callable[[WALWriter], object]] = {
     "put": lambda writer: writer.put(b"k", b"v"),
@@ -219,3 +220,24 @@ def test_nothing_is_called_durable_in_a_block_that_no_name_leads_to(memory: Path
     with WALWriter(log, SyncMode.FULL) as writer:
         writer.put(b"again", b"")
     assert [entry.key for entry in read_log(log)][-1] == b"again"
+
+
+def test_an_append_that_is_timed_beside_close_succeeds(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it would have counted, when the log was closed between the append and the count, is not counted."""
+    writer = WALWriter(memory / "log")
+    looks: list[int] = []
+
+    def monotonic_ns() -> int:
+        looks.append(1)
+        if len(looks) == 2:
+            run_threads(writer.close)
+        return 0
+
+    session = writer._handle.session
+    assert session is not None
+    session.appender.timed = True
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "monotonic_ns", monotonic_ns)
+        assert writer.put(b"k", b"v") == 1
+    assert len(looks) >= 2
+    assert [entry.lsn for entry in read_log(memory / "log")] == [1]

@@ -103,6 +103,21 @@ class SlotRow:
         self._add(((HISTOGRAMS + histogram * BUCKETS + bucket_of(units), 1), (SUMS + histogram, max(0, units))))
 
     def _add(self, counts: Iterable[tuple[int, int]]) -> None:
+        """Of a writer that another thread has closed meanwhile nothing is left to count."""
+        try:
+            self._count(counts)
+        except ValueError:
+            if not self._is_released():
+                raise
+
+    def _is_released(self) -> bool:
+        try:
+            self.words[CLAIMS]
+        except ValueError:
+            return True
+        return False
+
+    def _count(self, counts: Iterable[tuple[int, int]]) -> None:
         """Without a lock: a signal handler's append may count a failure in the middle of this, on the same thread."""
         words = self.words
         if self.shared:  # with other processes: rough in any case

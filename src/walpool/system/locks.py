@@ -127,32 +127,35 @@ class ProcessLock:
             raise itself(self.file.path)
         try:
             return self._try_run(body)
-        except _Taken:
-            return None
         except BaseException:
             self.set_free()
             raise
 
     def _run(self, body: Callable[[], _Result]) -> _Result:
         with self.mutex:
-            return self._inside(self.take, body)
+            self._check_open()
+            try:
+                self.take(self.fd, LOCK_EX)
+                return body()
+            finally:
+                self.unlock(self.fd, LOCK_UN)
 
-    def _try_run(self, body: Callable[[], _Result]) -> _Result:
+    def _try_run(self, body: Callable[[], _Result]) -> _Result | None:
+        """That it is taken is no exception: it would be the context of what a signal handler raises here."""
         if not self.mutex.acquire(False):
-            raise _Taken
+            return None
         try:
-            return self._inside(_take_if_free, body)
+            self._check_open()
+            try:
+                return body() if try_lock(self.fd) else None
+            finally:
+                self.unlock(self.fd, LOCK_UN)
         finally:
             self.mutex.release()
 
-    def _inside(self, take: Flock, body: Callable[[], _Result]) -> _Result:
+    def _check_open(self) -> None:
         if self.fd < 0:
             raise LogClosed(f"{self.file.path}: the log was closed by another thread")
-        try:
-            take(self.fd, LOCK_EX)
-            return body()
-        finally:
-            self.unlock(self.fd, LOCK_UN)
 
     def set_free(self) -> None:
         """For the caller of what ended with an exception: whatever that kept from being done is done."""
@@ -174,15 +177,6 @@ class ProcessLock:
         """It is closed, by a fork or by its writer: there is nothing to unlock any more."""
         self.unlock = lambda fd, operation: None
         self.fd = -1
-
-
-class _Taken(Exception):
-    """Another process has the lock."""
-
-
-def _take_if_free(fd: int, _: int) -> None:
-    if not try_lock(fd):
-        raise _Taken
 
 
 def _forget(place: tuple[int, int], gone: "ref[ProcessLock]") -> None:
