@@ -138,9 +138,12 @@ def test_a_call_in_the_middle_of_a_call_works_or_says_busy(
 def append_in_signals(channel: Channel, log: Path, mode: SyncMode) -> tuple[int, int, int]:
     """How many a handler appended, was told that it cannot, and the main program appended."""
     worked, busy, main = [0], [0], 0
+    ended: list[None] = []
     with WALWriter(log, mode) as writer:
 
         def handler(number: int, frame: object) -> None:
+            if ended:
+                return
             try:
                 writer.put(b"signal", b"")
                 worked[0] += 1
@@ -154,6 +157,7 @@ def append_in_signals(channel: Channel, log: Path, mode: SyncMode) -> tuple[int,
         while worked[0] + busy[0] < 300:
             writer.put(b"main", b"")
             main += 1
+        ended.append(None)  # one may have come since the last look, and one that is under way does not start the next
         signal.setitimer(signal.ITIMER_REAL, 0)
     return worked[0], busy[0], main
 
@@ -163,7 +167,7 @@ def test_a_signal_handler_appends_with_the_writer_that_it_interrupts_or_hears_bu
     child: Start, memory: Path, mode: SyncMode
 ) -> None:
     worked, busy, main = child(append_in_signals, memory / "log", mode).result()
-    assert worked + busy == 300
+    assert worked + busy in (300, 301)
     assert Counter(entry.key for entry in read_log(memory / "log")) == Counter(signal=0) | Counter(
         {b"signal": worked, b"main": main}
     )
