@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 from walpool.errors import CorruptLog, LogBusy, LogNotFound, UnsafeLog, WALError
 from walpool.format.names import CHECKPOINT, ORIGIN, parse_segment_name, segment_name
+from walpool.options import RecoveryMode
 from walpool.read.scan import scan_segment
 from walpool.read.source import settle
+from walpool.read.verdict import Asker, Verdict, judge
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import CHUNK_BYTES, header_is_torn, list_segments
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
@@ -241,8 +243,11 @@ def _end_of_frames(source: Directory) -> _End:
             following = first_lsn  # it was being made when everything ended
             continue
         problem = scan.problem
-        if problem and (problem.followed or following or problem.whole or scan.next_lsn <= scan.durable_lsn):
-            raise CorruptLog(scan.path, problem.offset, scan.next_lsn, problem.reason)
+        if problem is not None:
+            vouched = problem.whole is not None or scan.next_lsn <= scan.durable_lsn
+            followed = problem.followed or following is not None
+            if judge(Asker.READER, RecoveryMode.TOLERATE_TAIL, vouched=vouched, followed=followed) is Verdict.REFUSE:
+                raise CorruptLog(scan.path, problem.offset, scan.next_lsn, problem.reason)
         return _End(first_lsn, scan.end, scan.next_lsn)
     raise LogNotFound(source.path, "the directory holds no segment that was made whole")
 
