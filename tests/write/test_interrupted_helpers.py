@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.crash.test_interrupts import Alarm
-from tests.support import Channel, Start
+from tests.support import Channel, Start, until
 from walpool import LogBusy, Retention, SyncMode, WALEntry, WALReader, WALWriter
 from walpool.system import threads
 
@@ -228,3 +228,33 @@ def test_an_entry_that_can_neither_linger_nor_be_appended_raises_and_is_in_the_l
             fcntl.flock(lock, fcntl.LOCK_UN)
         writer.put(b"key", b"value")
     assert [entry.key for entry in WALReader(log)] == [b"key"]
+
+
+def test_helpers_that_come_and_go_leave_nothing_behind(tmp_path: Path) -> None:
+    """The thread of an interval ends when nothing was appended meanwhile, and the next append starts another."""
+    with WALWriter(tmp_path / "log", sync_interval_s=0.001) as writer:
+        session = writer._handle.session
+        assert session is not None
+        for _ in range(5):
+            writer.put(b"key", b"value")
+            writer.sync()
+            until(lambda: not session.committer._wakers, "the thread has ended")
+        assert session.committer._thread is None
+
+
+def test_helpers_that_were_refused_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with WALWriter(tmp_path / "log", SyncMode.NONE) as writer:
+        for _ in range(3):
+            writer.put(b"key", b"value")
+        assert writer._handle.buffer is not None
+        assert writer._handle.buffer._wakers == set()
+    with WALWriter(tmp_path / "log", sync_interval_s=60.0) as writer:
+        session = writer._handle.session
+        assert session is not None
+        for _ in range(3):
+            writer.put(b"key", b"value")
+        assert session.committer._wakers == set()

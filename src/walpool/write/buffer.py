@@ -51,7 +51,7 @@ class Buffer:
         self._closed = False
         self._lingering = False  # a thread will append what is here, or is about to be started for that
         self._helpers = Helpers()
-        self._wakers: list[Waker] = []  # of the threads
+        self._wakers: set[Waker] = set()  # of the threads
         self.row: SlotRow | None = None
 
     def add(self, body: bytes, owner: Owner) -> None:
@@ -174,12 +174,14 @@ class Buffer:
         for other in list(self._wakers):
             other.set()  # of a thread whose start was interrupted: it finds that there is nothing to do
         waker = Waker()
-        self._wakers.append(waker)
+        self._wakers.add(waker)
         thread = self._helpers.thread(self._linger, "walpool-linger", waker, ref(owner))
         try:
             self._helpers.start(thread)  # at interpreter exit the writer's atexit hook appends what is left
         except BaseException as error:
             self._lingering = False
+            if not self._helpers.will_run(thread):
+                self._wakers.discard(waker)
             if not isinstance(error, RuntimeError):
                 raise  # an interrupt; a thread that was started all the same finds that there is nothing to do
             self.flush(owner)  # no thread can be started: then nothing lingers
@@ -188,7 +190,7 @@ class Buffer:
         try:
             self._append_when_due(waker, owned_by)
         finally:
-            self._wakers.remove(waker)
+            self._wakers.discard(waker)
 
     def _append_when_due(self, waker: Waker, owned_by: "ref[Owner]") -> None:
         while True:

@@ -62,7 +62,7 @@ class Committer:
         self._again = False  # something was appended since the thread last synced
         self._helpers = Helpers()
         self._thread: threading.Thread | None = None
-        self._wakers: list[Waker] = []  # of the threads
+        self._wakers: set[Waker] = set()  # of the threads
 
     def settle(self, lsn: int, *, background: bool = False) -> int:
         """Return when everything up to `lsn` is on disk: the durable LSN then.
@@ -251,7 +251,7 @@ class Committer:
         there = self._thread
         if (there is None or self._helpers.refused(there)) and not self._closed:
             waker = Waker()
-            self._wakers.append(waker)
+            self._wakers.add(waker)
             thread = self._helpers.thread(self._sync_now_and_then, "walpool-interval", waker, seconds, and_then)
             self._thread = thread
             try:
@@ -259,9 +259,16 @@ class Committer:
             except BaseException:
                 if not self._helpers.will_run(thread):
                     self._thread = None
+                    self._wakers.discard(waker)
                 raise
 
     def _sync_now_and_then(self, waker: Waker, seconds: float, and_then: Callable[[], None]) -> None:
+        try:
+            self._sync_while_wanted(waker, seconds, and_then)
+        finally:
+            self._wakers.discard(waker)
+
+    def _sync_while_wanted(self, waker: Waker, seconds: float, and_then: Callable[[], None]) -> None:
         path = self._log.directory.path
         while self._again:
             waker.wait(seconds)
