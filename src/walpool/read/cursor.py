@@ -292,8 +292,9 @@ class Cursor:
 
     def _skip(self, segment: Segment, stop: Stop) -> bool:
         """Go on at the next intact frame of this segment, or with the next one."""
-        first, limit_lsn = stop.behind.first, self._extent.limit_lsn
-        if first is not None and (limit_lsn is None or first.next_lsn <= limit_lsn):
+        limit_lsn = self._extent.limit_lsn
+        first = stop.next_intact(limit_lsn)
+        if first is not None:
             self.lsn = first.first_lsn
             self.window.start(segment, first.offset)
             return True

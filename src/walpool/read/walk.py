@@ -52,6 +52,11 @@ class Stop(NamedTuple):
         """Whether an intact frame of this segment stands behind, or may: then this is no end."""
         return self.behind.entries > 0 or self.behind.exhausted
 
+    def next_intact(self, limit_lsn: int | None) -> Frame | None:
+        """The first intact frame behind, unless it reaches into the segment that begins with `limit_lsn`."""
+        first = self.behind.first
+        return first if first is not None and (limit_lsn is None or first.next_lsn <= limit_lsn) else None
+
 
 def nobody_appends() -> None:
     """What there is to wait for then."""
@@ -131,8 +136,8 @@ class Walk:
 
     def skip(self, stop: Stop) -> bool:
         """Go on at the first intact frame behind `stop`, if there is one; False: with the next segment."""
-        first, limit_lsn = stop.behind.first, self.extent.limit_lsn
-        if first is None or (limit_lsn is not None and first.next_lsn > limit_lsn):
+        first = stop.next_intact(self.extent.limit_lsn)
+        if first is None:
             return False
         self.lsn = first.first_lsn
         self._window.start(self._segment, first.offset)
