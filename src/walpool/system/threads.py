@@ -149,7 +149,11 @@ def start(thread: threading.Thread, asked_for: Note, refused: Note) -> None:
         finally:
             begun.set()
 
-    _thread.start_new_thread(begin, ())
+    try:
+        _thread.start_new_thread(begin, ())
+    except RuntimeError:
+        refused(thread)
+        raise
     asked_for(thread)
     begun.wait(threading.TIMEOUT_MAX)
     if errors:

@@ -180,7 +180,7 @@ class Buffer:
             self._helpers.start(thread)  # at interpreter exit the writer's atexit hook appends what is left
         except BaseException as error:
             self._lingering = False
-            if not self._helpers.will_run(thread):
+            if self._helpers.refused(thread):  # else it may run all the same, and has to be woken
                 self._wakers.discard(waker)
             if not isinstance(error, RuntimeError):
                 raise  # an interrupt; a thread that was started all the same finds that there is nothing to do

@@ -259,6 +259,7 @@ class Committer:
             except BaseException:
                 if not self._helpers.will_run(thread):
                     self._thread = None
+                if self._helpers.refused(thread):  # else it may run all the same, and has to be woken
                     self._wakers.discard(waker)
                 raise
 
