@@ -234,6 +234,13 @@ BUGS = [
         "tests/crash/test_any_bytecode.py -k audit_hook",
     ),
     Bug(
+        "what another thread is just given or closes stays open in a forked child",
+        "system/forks.py",
+        "            self._lost = close_all_of(self.path)\n",
+        "            pass\n",
+        "tests/processes/test_forked_anywhere.py -k just_given",
+    ),
+    Bug(
         "a thread that is inside goes in again",
         "write/writer.py",
         "            if appender.is_ours():",

@@ -34,9 +34,8 @@ from walpool.shared.slot_rows import (
 from walpool.shared.slots import Owner
 from walpool.shared.snapshot import ProcessNames, ReaderRow, Snapshot, writer_row
 from walpool.system import clock
-from walpool.system.calls import calls
 from walpool.system.failures import typed_error
-from walpool.system.files import READ, Directory
+from walpool.system.files import Directory
 from walpool.system.forks import in_forked_children
 
 
@@ -197,11 +196,8 @@ class WALMetrics:
         if self._view is None or self._view.directory.fd < 0 or self._closed:
             raise self._is_closed()
         directory, control = self._view
-        mine = Directory.__new__(Directory)
         try:
-            mine.path = directory.path
-            mine.fd = calls.open(".", READ, dir_fd=directory.fd)
-            mine.stat = calls.fstat(mine.fd)
+            mine = directory.again()
         except OSError as error:
             if directory.fd < 0:
                 raise self._is_closed() from None

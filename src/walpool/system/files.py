@@ -1,7 +1,7 @@
 """Files and directories, opened so that nobody can trick us into another file.
 
-Holds: every open has O_CLOEXEC, O_NOFOLLOW and O_NONBLOCK (a FIFO would block for ever) and goes through the
-directory's descriptor; what was opened is a regular file with one link whose owner we trust, or it is refused.
+Holds: every open goes through the directory's descriptor, as `forks.Descriptor` opens; what was opened is a regular
+file with one link whose owner we trust, or it is refused.
 """
 
 import errno
@@ -13,9 +13,8 @@ import sys
 from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
 from walpool.system.failures import no_directory, typed_error, typed_errors
-from walpool.system.forks import reopen_after_fork
+from walpool.system.forks import Descriptor
 
-_SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 READ = os.O_RDONLY
 WRITE = os.O_RDWR
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
@@ -29,23 +28,15 @@ class _Owner(io.FileIO):
     _finalizing = False  # hides the flag by which FileIO would know
 
 
-class File:
+class File(Descriptor):
     """One open regular file. It alone closes its descriptor, so that an interrupt cannot close it twice.
 
     Nor leave it open, perhaps with a lock on it: once `owned`, it belongs to an object of C's that closes it in one
     step, and at the latest when it is freed. What Python code closes, an exception from a signal handler may leave.
     """
 
-    fd = -1
     _owner: _Owner | None = None
     stat: os.stat_result  # as it was when opened: device, inode, owner, size
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        reopen_after_fork(self)
-
-    def after_fork(self) -> None:
-        self.close()
 
     @property
     def place(self) -> tuple[int, int]:
@@ -110,32 +101,22 @@ class File:
 
     def owned(self) -> "File":
         fd, self.fd = self.fd, -1  # an interrupt may free the owner before we have it, and then it is closed already
-        self._owner = _Owner(fd)
-        self.fd = fd
+        if fd not in self._lost:
+            self._owner = _Owner(fd)
+            self.fd = fd
+        self.is_moving = False
         return self
 
     def close(self) -> None:
         if self._owner is None:
-            fd, self.fd = self.fd, -1
-            close_descriptor(fd)
+            super().close()
             return
-        self.fd = -1
+        self.is_moving, self.fd = True, -1  # C's object has let go of its number before the system has
         try:
             self._owner.close()
         except OSError:
             pass
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def close_descriptor(fd: int) -> None:
-    """Let go of a descriptor. It is gone even when the system reports an error; what is on disk, only a sync tells."""
-    try:
-        if fd >= 0:
-            calls.close(fd)
-    except OSError:
-        pass
+        self.is_moving = False
 
 
 _F_FULLFSYNC = 51  # macOS: fsync alone leaves the bytes in the drive's cache
@@ -160,19 +141,18 @@ def cut_back(fd: int, size: int) -> None:
         pass
 
 
-class Directory:
+class Directory(Descriptor):
     """An open directory; every name in it is looked up through its descriptor."""
 
-    fd = -1
     _ours = False  # we write here: then nobody else may
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises LogNotFound when nothing is there, UnsafeLog when it is not a directory or a symlink."""
-        self.path = os.path.abspath(os.fspath(path))
-        reopen_after_fork(self)
+        super().__init__(os.path.abspath(os.fspath(path)))
         try:
-            self.fd = calls.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._open(self.path, READ | os.O_DIRECTORY)
             self.stat = calls.fstat(self.fd)
+            self.is_moving = False
         except FileNotFoundError:
             raise LogNotFound(self.path, "no such log") from None
         except OSError as error:
@@ -194,15 +174,24 @@ class Directory:
             return None
         return "another directory is there" if stat.S_ISDIR(found.st_mode) else "something else is there"
 
+    def again(self) -> "Directory":
+        """Through a descriptor of its own. An OSError passes."""
+        mine = Directory.__new__(Directory)
+        Descriptor.__init__(mine, self.path)
+        mine._open(".", READ | os.O_DIRECTORY, dir_fd=self.fd)
+        mine.stat = calls.fstat(mine.fd)
+        mine.is_moving = False
+        return mine
+
     def join(self, name: str) -> str:
         return f"{self.path}/{name}"
 
     def names(self) -> list[str]:
         """Through a descriptor of its own: a listing moves the offset that threads and forked children share."""
         with typed_errors(self.path):
-            listing = File(self.path)  # closed in a child that is forked meanwhile
+            listing = Descriptor(self.path)  # closed in a child that is forked meanwhile, as is the listing's own copy
             try:
-                listing.fd = calls.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+                listing._open(".", READ | os.O_DIRECTORY, dir_fd=self.fd)
                 return calls.listdir(listing.fd)
             finally:
                 listing.close()
@@ -214,7 +203,7 @@ class Directory:
         """
         file = File(self.join(name))
         try:
-            file.fd = calls.open(name, flags | _SAFE, mode, dir_fd=self.fd)
+            file._open(name, flags, mode, dir_fd=self.fd)
             file.stat = calls.fstat(file.fd)
             if flags & os.O_CREAT:
                 if stat.S_IMODE(file.stat.st_mode) != mode:
@@ -330,13 +319,3 @@ class Directory:
         if self.stat.st_mode & stat.S_IWOTH:
             raise UnsafeLog(self.path, "anyone can write to the directory; take that permission away (chmod o-w)")
         self._ours = True
-
-    def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        close_descriptor(fd)
-
-    def after_fork(self) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()

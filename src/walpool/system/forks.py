@@ -1,13 +1,21 @@
 """The hook of forked children: whatever is open and shared with the parent is let go of there, before anything else.
 
 Holds: a child keeps no descriptor, lock or mapping of its parent's; what a thread that only the parent has was just
-opening is closed too. Nothing is unlocked: an unlock in the child would free the parent's lock.
+given is closed too, before it has a variable: else the child would share a lock that this thread takes next, and keep
+it when the parent is killed. Nothing is unlocked: an unlock in the child would free the parent's lock.
 """
 
+import fcntl
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
+
+from walpool.system.calls import calls
+
+_SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_KEPT = os.O_NONBLOCK if sys.platform == "darwin" else os.O_NONBLOCK | os.O_NOFOLLOW  # what the system tells of them
 
 _Handle = TypeVar("_Handle")
 
@@ -39,3 +47,59 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+class Descriptor:
+    """One open file or directory, closed in a forked child, even when the system gives it this very moment."""
+
+    fd = -1
+    is_moving = False  # between the system and `fd`: open, and known to nobody
+    _lost: Collection[int] = ()  # closed in the child of a signal handler, which goes on with what we did
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        reopen_after_fork(self)
+
+    def _open(self, name: str, flags: int, mode: int = 0, dir_fd: int | None = None) -> None:
+        """O_NOFOLLOW: nobody tricks us into another file. O_NONBLOCK: a FIFO would block for ever."""
+        self.is_moving = True
+        fd = calls.open(name, flags | _SAFE, mode, dir_fd=dir_fd)
+        self.fd = -1 if fd in self._lost else fd
+
+    def close(self) -> None:
+        self.is_moving = True
+        fd, self.fd = self.fd, -1
+        close_descriptor(fd)
+        self.is_moving = False
+
+    def __del__(self) -> None:
+        self.close()
+
+    def after_fork(self) -> None:
+        if self.is_moving:
+            self._lost = close_all_of(self.path)
+        self.close()
+
+
+def close_descriptor(fd: int) -> None:
+    """Let go of a descriptor. It is gone even when the system reports an error; what is on disk, only a sync tells."""
+    try:
+        if fd >= 0:
+            calls.close(fd)
+    except OSError:
+        pass
+
+
+def close_all_of(path: str) -> set[int]:
+    """Those that were opened as we open, which others hardly do; a file that is gone by now carries no lock."""
+    place = calls.stat(path, follow_symlinks=False)
+    closed = set()
+    for name in calls.listdir("/dev/fd"):
+        try:
+            flags = calls.fcntl(int(name), fcntl.F_GETFL)
+            if flags & _KEPT == _KEPT and os.path.samestat(calls.fstat(int(name)), place):
+                closed.add(int(name))
+                calls.close(int(name))
+        except OSError:
+            continue  # the listing's own
+    return closed

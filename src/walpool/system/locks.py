@@ -29,7 +29,7 @@ from walpool.errors import LogBusy, LogClosed
 from walpool.system.calls import calls
 from walpool.system.failures import typed_error, typed_errors
 from walpool.system.files import Directory, File
-from walpool.system.forks import reopen_after_fork
+from walpool.system.forks import close_all_of, reopen_after_fork
 from walpool.system.threads import leave, mutex, mutexes_of_this_thread
 
 MAINTENANCE_POLL_S = 0.005
@@ -273,10 +273,10 @@ class Maintenance(io.FileIO):
         self._path = file.path
         self._place = file.place
         self._timeout_s = timeout_s
+        reopen_after_fork(self)
         with typed_errors(file.path):
             super().__init__(calls.dup(file.fd), "r+b")
         file.close()
-        reopen_after_fork(self)
 
     def __enter__(self) -> "Maintenance":
         try:
@@ -302,6 +302,8 @@ class Maintenance(io.FileIO):
         return self._thread == threading.get_ident() and not self.closed
 
     def after_fork(self) -> None:
+        """Of all that leads to it: C lets go of the number before the system closes, and lets in a fork between."""
+        close_all_of(self._path)
         self.close()
 
 

@@ -7,7 +7,8 @@ import stat
 from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
 from walpool.system.failures import link_at, no_directory, typed_errors
-from walpool.system.files import Directory, close_descriptor
+from walpool.system.files import Directory
+from walpool.system.forks import close_descriptor
 
 
 def create_directory(path: str | os.PathLike[str], mode: int) -> None:
