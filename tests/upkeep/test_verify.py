@@ -101,7 +101,15 @@ def test_zeros_before_intact_batches_are_damage(copy: Path) -> None:
     assert "zeros" in report.findings[0].reason
 
 
-def test_a_gap_that_a_copy_by_files_would_leave_too_says_so(copy: Path) -> None:
+@pytest.mark.parametrize("marker", [None, 0x7700])
+def test_a_gap_that_a_copy_by_files_would_leave_too_says_so(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: int | None
+) -> None:
+    """One segment in 256 has a marker that begins with a zero: that is no hole."""
+    if marker is not None:
+        monkeypatch.setattr("walpool.system.processes.random_word", lambda: marker)
+    make(log, COUNT)
+    copy = copy_of(log, tmp_path / "copy")
     file = segment_files(copy)[1]
     data = file.read_bytes()
     span = next(spans({file.name: data}))

@@ -14,7 +14,6 @@ from walpool.format.entry import BodyError
 from walpool.format.frame import FRAME_BYTES, Damage, End, Frame, SearchExhausted, find_frames
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, used_range
-from walpool.system.files import File
 
 
 class Extent(NamedTuple):
@@ -182,7 +181,7 @@ def examine(
         reason = f"the segment ends at LSN {lsn}, the next one starts at {extent.limit_lsn}"
     else:
         reason = f"no frame stands here, LSN {lsn} should"
-    early = not extent.live and _is_early(segment.file, offset, found)
+    early = not extent.live and _is_early(segment, offset, found)
     return Stop(offset, lsn, reason, behind, short=blank and not extent.live, early=early)
 
 
@@ -195,15 +194,17 @@ def refuse_unknown(frame: Frame, path: str) -> None:
         )
 
 
-def _is_early(file: File, offset: int, found: End | Damage) -> bool:
+def _is_early(segment: Segment, offset: int, found: End | Damage) -> bool:
     """Whether a place looks as if a copier had read it before all of it was written: it begins or ends with zeros, or
     the file ends in it.
     """
     if isinstance(found, End):
         return True
+    file, marker = segment.file, segment.header.marker.to_bytes(4, "little")
     head = file.read(FRAME_BYTES, offset)
     end = offset + FRAME_BYTES + int.from_bytes(head[8:12], "little")
-    return head[:1] == b"\0" or end > file.size() or not any(file.read(16, end - 16))
+    begins_with_zeros = len(head.lstrip(b"\0")) < FRAME_BYTES - 4 + len(marker.lstrip(b"\0"))
+    return begins_with_zeros or end > file.size() or not any(file.read(16, end - 16))
 
 
 def look_behind(segment: Segment, offset: int, least_lsn: int, limit: int | None = None) -> Behind:
