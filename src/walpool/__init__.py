@@ -37,10 +37,10 @@ from walpool.shared.histogram import Histogram
 from walpool.shared.metrics import WALMetrics
 from walpool.shared.slot_rows import Failures
 from walpool.shared.snapshot import Delta, ReaderRow, Snapshot, WriterRow
+from walpool.staging.at_exit import flush_at_signals
 from walpool.upkeep.checkpoint import checkpoint
 from walpool.upkeep.copy import CopyReport, copy
 from walpool.upkeep.retention import PruneReport
-from walpool.write.at_exit import flush_at_signals
 from walpool.write.batch import Batch
 from walpool.write.writer import WALWriter
 

@@ -44,7 +44,7 @@ BUGS = [
     Bug(
         "FULL is acknowledged before its sync",
         "write/handle.py",
-        "            self._settle(session, range(appended[0], appended[0] + count))\n",
+        "            self._settle(session, range(appended[0], appended[0] + body.entries))\n",
         "            pass\n",
         "cut: turns",
     ),
@@ -142,7 +142,7 @@ BUGS = [
     ),
     Bug(
         "a short write is taken for a whole one",
-        "write/appender.py",
+        "write/place.py",
         "if written != frame_bytes:",
         "if False:",
         "tests/crash/test_error_sweep.py -k writes",
@@ -157,9 +157,10 @@ BUGS = [
     # What a death shows
     Bug(
         "published before it is written",
-        "write/appender.py",
+        "write/place.py",
         "words[INTENT] = commit + self._intent",
         "words[INTENT] = commit + self._intent\n"
+        "                from walpool.shared.control import LogState\n"
         "                self._log.control.publish(LogState(first, sequence, marker, end, next_lsn + count, now,"
         " entries + count, batches + 1, total_bytes + frame_bytes, max_entry, tail))\n"
         "                commit = words[COMMIT]",
@@ -167,7 +168,7 @@ BUGS = [
     ),
     Bug(
         "the state copy that is in force is filled",
-        "write/appender.py",
+        "write/place.py",
         "self._block, COPIES[~commit & 1], first",
         "self._block, COPIES[commit & 1], first",
         CALLS,
@@ -203,10 +204,10 @@ BUGS = [
     ),
     Bug(
         "the lock is taken outside of the try",
-        "write/appender.py",
-        "        with self._mutex:\n            try:\n                if self._contended:  # inside",
-        "        with self._mutex:\n            self._take(self._lock_fd, LOCK_EX)\n            try:\n"
-        "                if True:\n                    pass\n                elif self._contended:  # inside",
+        "write/place.py",
+        "        with self._mutex:\n            try:\n                if not waits.contended:  # inside",
+        "        with self._mutex:\n            self._lock.take(self._lock_fd, 2)\n            try:\n"
+        "                if False:  # inside",
         "tests/crash/test_any_bytecode.py -k any_bytecode_leaves",
         (("        self._lock.set_free()\n", "        leave(self._mutex)\n"),),
     ),
@@ -219,7 +220,7 @@ BUGS = [
     ),
     Bug(
         "the lock is not freed when an append fails",
-        "write/appender.py",
+        "write/place.py",
         "            finally:\n                self._unlock(self._lock_fd, LOCK_UN)\n            counts",
         "            except Retired:\n                pass\n"
         "            self._unlock(self._lock_fd, LOCK_UN)\n            counts",
@@ -258,14 +259,14 @@ BUGS = [
     ),
     Bug(
         "what is put while the buffer is closed is lost",
-        "write/buffer.py",
+        "staging/buffer.py",
         "            self._check_open()\n            if self._bodies and",
         "            if self._bodies and",
         "tests/write/test_closing.py -k put_beside_a_close",
     ),
     Bug(
         "an entry whose put raised stays in the buffer",
-        "write/buffer.py",
+        "staging/buffer.py",
         "            leave(self._lock)\n            self._withdraw(body)\n",
         "            leave(self._lock)\n",
         "tests/write/test_interrupted_helpers.py",
@@ -287,14 +288,14 @@ BUGS = [
     ),
     Bug(
         "the state is read before the lock is taken",
-        "write/appender.py",
-        "                if self._contended:  # inside",
-        "                stale = words[COMMIT]\n                if self._contended:  # inside",
+        "write/place.py",
+        "                if not waits.contended:  # inside",
+        "                stale = words[COMMIT]\n                if not waits.contended:  # inside",
         "tests/processes/test_many_writers.py -k every_entry",
         (
             (
-                "                commit = words[COMMIT]\n                (first,",
-                "                commit = stale\n                (first,",
+                "                commit = words[COMMIT]\n                (first, sequence, now_marker",
+                "                commit = stale\n                (first, sequence, now_marker",
             ),
         ),
     ),
@@ -323,7 +324,7 @@ BUGS = [
     ),
     Bug(
         "one append is counted twice",
-        "write/appender.py",
+        "write/place.py",
         "counts[BATCHES] = self._batches = self._batches + 1",
         "counts[BATCHES] = self._batches = self._batches + 2",
         "tests/shared/test_slot_rows.py",

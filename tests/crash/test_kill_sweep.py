@@ -86,7 +86,7 @@ def count_stores(channel: Channel, log: Path) -> set[str]:
 def test_the_stores_of_an_append_are_among_the_points(child: Start, memory: Path) -> None:
     met = child(count_stores, memory / "events.wal").result()
     assert met >= {
-        "Appender.append",
+        "Place.append",
         "Appender._start_next",
         "Committer._lead",
         "Control.publish_filled",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import workers
-from tests.support import METHODS, Child, Ledger, Start, digest, entries_of, judge, read_log
+from tests.support import DEADLINE_S, METHODS, Child, Ledger, Start, digest, entries_of, judge, read_log
 from walpool import SyncMode, WALReader
 
 WRITERS, THREADS = 4, 2
@@ -49,7 +49,7 @@ def test_every_entry_is_there_once_in_order_whoever_appended_it(
     for each in writers:
         each.send("go")
     with WALReader(log) as reader:
-        followed = list(islice(reader.follow(timeout=60), expected))
+        followed = list(islice(reader.follow(timeout=DEADLINE_S), expected))
     for each in writers:
         each.result()
     entries = read_log(log)

@@ -287,10 +287,10 @@ def test_waits_that_another_thread_counted_first_are_no_error(log: Path) -> None
 
     with WALWriter(log) as writer:
         writer.put(b"key", b"value")
-        writer._appender.waits._waited_ns = Emptied()
-        writer._appender.chores = True
+        writer._handle.open().appender.waits._waited_ns = Emptied()
+        writer._handle.open().appender.chores.ask()
         assert writer.put(b"key", b"value") == 2
-        writer._appender.waits._waited_ns = []
+        writer._handle.open().appender.waits._waited_ns = []
 
 
 def test_a_full_disk_costs_the_metrics_and_no_append(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

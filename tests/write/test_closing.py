@@ -235,7 +235,7 @@ def test_an_append_that_is_timed_beside_close_succeeds(memory: Path, monkeypatch
 
     session = writer._handle.session
     assert session is not None
-    session.appender.timed = True
+    session.appender.waits.sample = True
     with monkeypatch.context() as patch:
         patch.setattr(calls, "monotonic_ns", monotonic_ns)
         assert writer.put(b"k", b"v") == 1

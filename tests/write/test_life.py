@@ -19,7 +19,7 @@ import pytest
 from tests.support import Channel, Start, open_fds, read_log, run_threads, until
 from walpool import LogClosed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter, flush_at_signals
 from walpool.shared.control import RETIRED, STOPPED
-from walpool.write import at_exit
+from walpool.staging import at_exit
 
 
 def keys(log: Path) -> list[bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Channel, Start, read_log, run_threads, until
+from tests.support import DEADLINE_S, Channel, Start, read_log, run_threads, until
 from walpool import LogFull, SyncFailed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
 from walpool.system.calls import calls
 
@@ -251,7 +251,7 @@ def test_buffered_entries_are_appended_when_they_have_lingered(log: Path) -> Non
         for round_ in range(3):
             writer.put(b"%d" % round_, b"v")
             with WALReader(log, start=round_ + 1) as reader:
-                assert next(reader.follow(timeout=60)).key == b"%d" % round_
+                assert next(reader.follow(timeout=DEADLINE_S)).key == b"%d" % round_
 
 
 def test_what_could_not_be_appended_lingers_on_until_it_can(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_what_could_not_be_appended_lingers_on_until_it_can(log: Path, monkeypat
             assert refused.wait(60)
             full = False
             with WALReader(log, start=2) as reader:
-                assert next(reader.follow(timeout=60)).key == b"b"
+                assert next(reader.follow(timeout=DEADLINE_S)).key == b"b"
 
 
 def test_a_close_that_cannot_append_the_buffer_says_so_and_can_be_repeated(

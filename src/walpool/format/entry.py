@@ -170,10 +170,8 @@ def check_sizes(key_bytes: int, value_bytes: int) -> None:
 def encode_one(operation_bits: int, key: object, value: object, timestamp: int) -> bytes:
     """The body of a frame with one entry (hot: one put is one call of this)."""
     if type(key) is not bytes or type(value) is not bytes:
-        key = as_bytes("key", key)
-        value = as_bytes("value", value)
-    key_bytes = len(key)
-    value_bytes = len(value)
+        key, value = as_bytes("key", key), as_bytes("value", value)
+    key_bytes, value_bytes = len(key), len(value)
     if key_bytes > MAX_KEY_BYTES or value_bytes > MAX_VALUE_BYTES:
         check_sizes(key_bytes, value_bytes)
     try:
@@ -182,12 +180,17 @@ def encode_one(operation_bits: int, key: object, value: object, timestamp: int) 
         raise bad_timestamp(timestamp) from None
 
 
-def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
-    """A frame's body, how many entries it holds, and the encoded bytes of the largest.
+class Body(NamedTuple):
+    """Encoded entries, as a frame carries them. `largest`: encoded bytes of the largest."""
 
-    Puts of one shape are packed by columns, one call an entry: 0.26 us for 116 bytes. Others go row by row, joined
-    once: 0.32; for them columns took 0.43 (tools/bench.py watches it as append_batch).
-    Raises TypeError for what is not an entry or not bytes, EntryTooLarge, ValueError for a timestamp out of range.
+    data: bytes
+    entries: int
+    largest: int
+
+
+def encode_entries(entries: Iterable[WALEntry]) -> Body:
+    """Puts of one shape are packed by columns: 0.26 us for 116 bytes. Others go row by row, joined once: 0.32; for them
+    columns took 0.43 (tools/bench.py watches it as append_batch). Raises TypeError, ValueError, EntryTooLarge.
     """
     if type(entries) is list and len(entries) >= COLUMNS_FROM:
         uniform = _encode_columns(entries)
@@ -201,8 +204,7 @@ def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
     try:
         for operation, key, value, timestamp, _ in entries:
             if type(key) is not bytes or type(value) is not bytes:
-                key = as_bytes("key", key)
-                value = as_bytes("value", value)
+                key, value = as_bytes("key", key), as_bytes("value", value)
             key_bytes = len(key)
             value_bytes = len(value)
             if key_bytes > MAX_KEY_BYTES or value_bytes > MAX_VALUE_BYTES:  # each: the largest may be within limits
@@ -227,10 +229,12 @@ def encode_entries(entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
         if isinstance(error, ValueError) and "values to unpack" not in str(error):
             raise
         raise TypeError(f"entry {len(parts) // 3} of the batch: {error}; a batch takes WALEntry objects") from None
-    return b"".join(parts), len(parts) // 3, largest + ENTRY_BYTES
+    return tuple.__new__(
+        Body, (b"".join(parts), len(parts) // 3, largest + ENTRY_BYTES)
+    )  # `Body(...)` takes twice that
 
 
-def _encode_columns(entries: list[WALEntry]) -> tuple[bytes, int, int] | None:
+def _encode_columns(entries: list[WALEntry]) -> Body | None:
     """The same, if all of them are puts of bytes with the lengths of the first; what is wrong with one, rows say."""
     try:
         first, middle, last = entries[0], entries[len(entries) // 2], entries[-1]
@@ -250,7 +254,7 @@ def _encode_columns(entries: list[WALEntry]) -> tuple[bytes, int, int] | None:
         body = b"".join(map(pack, repeat(key_bytes | PUT_BITS), repeat(value_bytes), timestamps, keys, values))
     except (AttributeError, TypeError, ValueError, struct.error):
         return None
-    return body, len(entries), ENTRY_BYTES + key_bytes + value_bytes
+    return tuple.__new__(Body, (body, len(entries), ENTRY_BYTES + key_bytes + value_bytes))
 
 
 @lru_cache(maxsize=4096)

@@ -7,11 +7,11 @@ of them: it works, or raises at once. Warnings are logged when no lock is held a
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 from weakref import ref
 
 from walpool.errors import BatchTooLarge, LogBusy, LogClosed, LogFull, WALError
+from walpool.format.entry import Body
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
 from walpool.opening.opening import OpenLog, open_log
@@ -19,14 +19,15 @@ from walpool.opening.recovery import RecoveryReport
 from walpool.options import SyncMode, WriterOptions
 from walpool.shared.counters import counters_of
 from walpool.shared.slot_rows import SlotRow, claim
-from walpool.system.failures import in_words, nothing_appended, over, say_once, typed_error
+from walpool.staging.at_exit import Closable, close_at_exit, forget
+from walpool.staging.buffer import Buffer
+from walpool.system.failures import in_words, nothing_appended, say_once, typed_error
 from walpool.system.forks import reopen_after_fork
 from walpool.system.locks import itself
 from walpool.system.threads import leave, mutex
 from walpool.upkeep.room import make_room
-from walpool.write.appender import Appender, Retired
-from walpool.write.at_exit import Closable, close_at_exit, forget
-from walpool.write.buffer import Buffer
+from walpool.write.appender import Appender
+from walpool.write.place import Retired
 from walpool.write.rotation import check_fits
 from walpool.write.session import Left, Session
 
@@ -88,7 +89,7 @@ class Handle:
             if self.session is not None:
                 return self.session, None
             opened = self._open_log()
-            session = Session(opened, self.options, self._claim_row(opened, notes))
+            session = Session(opened, self.options, self._claim_row(opened, notes), self.counters)
             self.report = opened.report
             self.session = session
             if self.options.sync_mode is SyncMode.NORMAL:
@@ -142,33 +143,33 @@ class Handle:
             raise LogClosed(*error.args) from None
         return True  # another thread found the block replaced, and has let go of the session
 
-    def append_or_buffer(self, body: bytes, largest: int) -> int:
+    def append_or_buffer(self, data: bytes) -> int:
+        """Of one entry."""
         if self.buffer is None:
-            if self.options.sync_mode is SyncMode.FULL:
-                return self.append_durable(body, 1, largest)
-            return self.append(body, 1, largest)
+            body = tuple.__new__(Body, (data, 1, len(data)))
+            return self.append_durable(body) if self.options.sync_mode is SyncMode.FULL else self.append(body)
         self.open()  # a closed writer says so now, not when the buffer is full
         try:
-            check_fits(FRAME_BYTES + len(body), self.options.size_limit)
+            check_fits(FRAME_BYTES + len(data), self.options.size_limit)
         except BatchTooLarge as error:
             raise self.failed(error) from None
-        self.buffer.add(body, self)
+        self.buffer.add(data, self)
         return 0
 
-    def append_for(self, buffer: Buffer, body: bytes, count: int, largest: int) -> int:
+    def append_for(self, buffer: Buffer, body: Body) -> int:
         """See Owner."""
-        return self._append(body, count, largest) if buffer is self.buffer else 0
+        return self._append(body) if buffer is self.buffer else 0
 
-    def append_after_buffer(self, body: bytes, count: int, largest: int) -> int:
+    def append_after_buffer(self, body: Body) -> int:
         """SyncMode.NONE: a batch whose LSNs are known at once."""
         while True:
             self.open()
             assert self.buffer is not None
-            first_lsn = self.buffer.append_after(body, count, largest, self)
+            first_lsn = self.buffer.append_after(body, self)
             if first_lsn:
                 return first_lsn
 
-    def append_durable(self, body: bytes, count: int, largest: int) -> int:
+    def append_durable(self, body: Body) -> int:
         """SyncMode.FULL: a close in another thread waits until it is on disk."""
         session = self.open()
         appended: list[int] = []
@@ -176,15 +177,15 @@ class Handle:
         def append() -> None:
             if session.log.sync_lock.is_ours():
                 raise self.failed(itself(self.path))  # before anything is appended that could not be made durable
-            appended.append(self.append(body, count, largest))
-            self._settle(session, range(appended[0], appended[0] + count))
+            appended.append(self.append(body))
+            self._settle(session, range(appended[0], appended[0] + body.entries))
 
         try:
             session.call(append)
         except Exception as error:
             if appended or not self._goes_on(session, error):
                 raise
-        return appended[0] if appended else self.append_durable(body, count, largest)
+        return appended[0] if appended else self.append_durable(body)
 
     def _settle(self, session: Session, lsns: range) -> None:
         try:
@@ -207,34 +208,35 @@ class Handle:
             return
         self.call(lambda session: session.committer.settle(lsns.stop - 1))
 
-    def append(self, body: bytes, count: int, largest: int) -> int:
-        first_lsn = self._append(body, count, largest)
-        self.do_chores_left()
+    def append(self, body: Body) -> int:
+        first_lsn = self._append(body)
+        self.do_chores()
         return first_lsn
 
-    def _append(self, body: bytes, count: int, largest: int) -> int:
+    def _append(self, body: Body) -> int:
         appender = self.open().appender
         if appender.is_ours():
             raise self.failed(itself(self.path))
-        append = appender.timed_append if appender.timed else appender.append
         try:
-            return append(body, count, largest)
+            if appender.waits.sample:
+                return appender.waits.timed(appender.append, *body)
+            return appender.append(body.data, body.entries, body.largest)
         except BaseException as error:
-            first_lsn = self.not_appended(appender, error, body)
-        return first_lsn or self._append(body, count, largest)  # not in the `except`: see `not_appended`
+            first_lsn = self.not_appended(appender, error, body.data)
+        return first_lsn or self._append(body)  # not in the `except`: see `not_appended`
 
-    def do_chores_left(self) -> None:
+    def do_chores(self) -> None:
         """See Owner."""
         session = self.session
-        if session is not None and session.appender.chores:
-            self.do_chores()
+        if session is not None and session.chores.due:
+            session.do_chores()
 
-    def not_appended(self, appender: Appender, error: BaseException, body: bytes) -> int:
+    def not_appended(self, appender: Appender, error: BaseException, data: bytes) -> int:
         """For the `except` of a call of `appender`: the first LSN if it was appended all the same; 0: try again.
 
         Behind the `except`, not in it: what ends the next wait would have to tell of this error, too.
         """
-        first_lsn = appender.after_exception(body)
+        first_lsn = appender.after_exception(data)
         if first_lsn is not None:
             return first_lsn
         session = self.session
@@ -264,41 +266,6 @@ class Handle:
             except ValueError:
                 pass  # it was closed meanwhile
         return error
-
-    def do_chores(self) -> None:
-        """What an append now and then leaves to do, outside the lock. No error comes out: the append succeeded."""
-        session = self.session
-        if session is None:
-            return
-        appender = session.appender
-        appender.chores = False
-        try:
-            if session.closing:
-                session.close_if_left()  # somebody interrupted the append to close the writer
-            else:
-                session.call(lambda: self._wake_helpers(session))
-                over(self.path, "chores")
-        except LogClosed:
-            pass
-        except BaseException as error:
-            if session.forked:
-                return  # a child, forked in the middle of it: these are its parent's
-            appender.wanted = appender.chores = True  # an interrupt, too, must not end what sync_interval_s promises
-            if not isinstance(error, (OSError, RuntimeError, WALError)):  # RuntimeError: no thread can be started
-                raise
-            say_once(self.path, "chores", f"{self.path}: {in_words(error)}; the next append tries again")
-
-    def _wake_helpers(self, session: Session) -> None:
-        appender = session.appender
-        appender.waits.count()
-        if appender.rotations:
-            self.counters.add(files_opened=appender.rotations)
-            appender.rotations = 0
-        if appender.wanted:
-            appender.wanted = False
-            session.coordinator.wake()
-        if self.options.sync_interval_s is not None:
-            session.committer.sync_within(self.options.sync_interval_s, partial(setattr, appender, "chores", True))
 
     def close(self) -> None:
         """See WALWriter.close."""

@@ -9,14 +9,18 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from walpool.errors import LogBusy, LogClosed
+from walpool.errors import LogBusy, LogClosed, WALError
 from walpool.opening.opening import OpenLog
 from walpool.options import WriterOptions
+from walpool.shared.counters import ProcessCounters
 from walpool.shared.slot_rows import SlotRow
 from walpool.system.calls import calls
+from walpool.system.failures import in_words, over, say_once
 from walpool.write.appender import Appender, SharingAppender
+from walpool.write.chores import Chores
 from walpool.write.committer import Committer
 from walpool.write.coordinator import Coordinator
+from walpool.write.waits import Waits
 
 LOOK_AGAIN_S = 100e-6
 LONGEST_S = 5e-3
@@ -28,14 +32,16 @@ class Left(LogClosed):
 
 
 class Session:
-    def __init__(self, log: OpenLog, options: WriterOptions, row: SlotRow | None) -> None:
+    def __init__(self, log: OpenLog, options: WriterOptions, row: SlotRow | None, counters: ProcessCounters) -> None:
         self.log = log
         self.row = row
         self._lock_timeout_s = options.lock_timeout
-        kind = SharingAppender if row is not None and row.shared else Appender
-        self.appender = kind(log, options, row)
         self.committer = Committer(log, row, options.lock_timeout)
         self.coordinator = Coordinator(log, options, self.committer)
+        waits = Waits(log.append_lock, row)
+        self.chores = Chores(waits, self.coordinator, self.committer, options.sync_interval_s, counters)
+        kind = SharingAppender if row is not None and row.shared else Appender
+        self.appender = kind(log, options, row, waits, self.chores)
         self._inside: dict[object, int] = {}  # calls by a token of their own: the thread they run in
         self.closing = False
         self.forked = False  # this is a child, and all of it was its parent's
@@ -58,6 +64,24 @@ class Session:
         finally:
             if self.closing:
                 self.close_if_left()
+
+    def do_chores(self) -> None:
+        """What appends have left to do. No error comes out: the append succeeded."""
+        path = self.log.directory.path
+        try:
+            if self.closing:
+                self.close_if_left()  # somebody interrupted the append to close the writer
+            else:
+                self.call(self.chores.do)
+                over(path, "chores")
+        except LogClosed:
+            pass
+        except BaseException as error:
+            if self.forked:
+                return  # a child, forked in the middle of it: these are its parent's
+            if not isinstance(error, (OSError, RuntimeError, WALError)):  # RuntimeError: no thread can be started
+                raise
+            say_once(path, "chores", f"{path}: {in_words(error)}; the next append tries again")
 
     def close(self) -> None:
         """No new calls from now on. Raises LogBusy when other threads' calls take longer than the lock timeout: then
@@ -86,7 +110,7 @@ class Session:
         if not self.closing or self._inside:
             return
         if self.appender.is_ours():
-            self.appender.chores = True  # and the append that we interrupted comes here when it has ended
+            self.chores.ask()  # and the append that we interrupted comes here when it has ended
             return
         try:
             self._open.pop()

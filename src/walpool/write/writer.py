@@ -12,13 +12,12 @@ from walpool.format.entry import DELETE_BITS, PUT_BITS, Bytes, WALEntry, bad_tim
 from walpool.opening.recovery import RecoveryReport
 from walpool.options import DEFAULT_SIZE_LIMIT, RecoveryMode, Retention, SyncMode, WriterOptions
 from walpool.shared.metrics import WALMetrics
+from walpool.staging.at_exit import close_freed
 from walpool.system.calls import calls
 from walpool.system.failures import typed_errors
 from walpool.system.locks import itself
 from walpool.upkeep.checkpoint import state_checkpoint
 from walpool.upkeep.retention import PruneReport, apply_retention
-from walpool.write.appender import Appender
-from walpool.write.at_exit import close_freed
 from walpool.write.batch import Batch
 from walpool.write.handle import Handle
 from walpool.write.validate import check_options, check_path
@@ -102,10 +101,6 @@ class WALWriter:
         self._handle = Handle(path, options, self)
         self._time_ns = calls.time_ns
 
-    @property
-    def _appender(self) -> Appender:
-        return self._handle.open().appender
-
     # Appending
 
     def append(self, entry: WALEntry) -> int:
@@ -126,8 +121,11 @@ class WALWriter:
             LogReplaced, UnsafeLog, CorruptLog: close, find out who changed the files, and open again.
             LogClosed: another thread closed the writer, or you did.
         """
-        body, _, largest = self._encode((entry,))
-        return self._handle.append_or_buffer(body, largest)
+        try:
+            body = encode_entries((entry,))
+        except EntryTooLarge as error:
+            raise self._handle.failed(error) from None
+        return self._handle.append_or_buffer(body.data)
 
     def put(self, key: Bytes, value: Bytes, timestamp: int | None = None) -> int:
         """Append a put and return its LSN; 0 in SyncMode.NONE.
@@ -146,7 +144,7 @@ class WALWriter:
         elif type(timestamp) is not int:
             raise bad_timestamp(timestamp)
         try:
-            body = encode_one(PUT_BITS, key, value, timestamp)
+            data = encode_one(PUT_BITS, key, value, timestamp)
         except EntryTooLarge as error:
             raise self._handle.failed(error) from None
         appender = self._handle.hot  # what follows is what `append_or_buffer` does, two calls less: 0.1 us each
@@ -154,14 +152,17 @@ class WALWriter:
             if appender.is_ours():
                 raise self._handle.failed(itself(self._handle.path))
             try:
-                lsn = (appender.timed_append if appender.timed else appender.append)(body, 1, len(body))
+                if appender.waits.sample:
+                    lsn = appender.waits.timed(appender.append, data, 1, len(data))
+                else:
+                    lsn = appender.append(data, 1, len(data))
             except BaseException as error:
-                lsn = self._handle.not_appended(appender, error, body)
+                lsn = self._handle.not_appended(appender, error, data)
             if lsn:
-                if appender.chores:
+                if appender.chores.due:
                     self._handle.do_chores()
                 return lsn
-        return self._handle.append_or_buffer(body, len(body))
+        return self._handle.append_or_buffer(data)
 
     def delete(self, key: Bytes, timestamp: int | None = None) -> int:
         """Append a delete and return its LSN; 0 in SyncMode.NONE.
@@ -180,10 +181,10 @@ class WALWriter:
         elif type(timestamp) is not int:
             raise bad_timestamp(timestamp)
         try:
-            body = encode_one(DELETE_BITS, key, b"", timestamp)
+            data = encode_one(DELETE_BITS, key, b"", timestamp)
         except EntryTooLarge as error:
             raise self._handle.failed(error) from None
-        return self._handle.append_or_buffer(body, len(body))
+        return self._handle.append_or_buffer(data)
 
     def append_batch(self, entries: Iterable[WALEntry]) -> range:
         """Append all entries as one frame, or none; the range of their LSNs. In SyncMode.NONE too, at once.
@@ -196,16 +197,20 @@ class WALWriter:
             EntryTooLarge, BatchTooLarge, LogFull, IOFailed, LogBusy, SyncFailed: as `append`.
             LogReplaced, UnsafeLog, CorruptLog, LogClosed: as `append`.
         """
-        body, count, largest = self._encode(entries)
+        try:
+            body = encode_entries(entries)
+        except EntryTooLarge as error:
+            raise self._handle.failed(error) from None
+        count = body.entries
         if not count:
             self._handle.open()
             return range(0)
         if self._handle.buffer is not None:
-            first_lsn = self._handle.append_after_buffer(body, count, largest)
+            first_lsn = self._handle.append_after_buffer(body)
         elif self._handle.options.sync_mode is SyncMode.FULL:
-            first_lsn = self._handle.append_durable(body, count, largest)
+            first_lsn = self._handle.append_durable(body)
         else:
-            first_lsn = self._handle.append(body, count, largest)
+            first_lsn = self._handle.append(body)
         return range(first_lsn, first_lsn + count)
 
     def batch(self) -> Batch:
@@ -218,12 +223,6 @@ class WALWriter:
             LogReplaced, UnsafeLog, CorruptLog, LogClosed: as `append`.
         """
         return Batch(self.append_batch)
-
-    def _encode(self, entries: Iterable[WALEntry]) -> tuple[bytes, int, int]:
-        try:
-            return encode_entries(entries)
-        except EntryTooLarge as error:
-            raise self._handle.failed(error) from None
 
     def sync(self) -> int:
         """Make everything that is in the log, and what this writer buffered, durable; the durable LSN.

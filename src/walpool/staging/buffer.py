@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 from weakref import ref
 
 from walpool.errors import LogClosed, WALError
+from walpool.format.entry import Body
 from walpool.shared.slot_rows import BUFFERED, SlotRow
 from walpool.system.failures import in_words, over, say_once
 from walpool.system.locks import itself
@@ -23,15 +24,15 @@ _Result = TypeVar("_Result")
 class Owner(Protocol):
     """The writer of the entries. The buffer has no reference to it: a cycle would keep an open log too long."""
 
-    def append_for(self, buffer: "Buffer", body: bytes, count: int, largest: int) -> int:
-        """`largest`: encoded bytes of the largest entry. The first LSN, or 0 in a child that was forked meanwhile: what
-        was in the buffer, or on its way into it, is the parent's to append.
+    def append_for(self, buffer: "Buffer", body: Body) -> int:
+        """The first LSN, or 0 in a child that was forked meanwhile: what was in the buffer, or on its way into it, is
+        the parent's to append.
         """
 
     def last_body(self) -> bytes | None:
         """The last that was published, so that an interrupted caller can tell."""
 
-    def do_chores_left(self) -> None:
+    def do_chores(self) -> None:
         """What appends have left to do; they may start threads."""
 
 
@@ -62,7 +63,7 @@ class Buffer:
             start_thread = self._add(body, owner)  # a frame of its own: see ProcessLock.run
             if start_thread:
                 self._start_lingering(owner)
-            owner.do_chores_left()
+            owner.do_chores()
         except BaseException:
             leave(self._lock)
             self._withdraw(body)
@@ -73,9 +74,9 @@ class Buffer:
     def flush(self, owner: Owner) -> None:
         """Append what is buffered."""
         self._alone(partial(self._flush, owner))
-        owner.do_chores_left()
+        owner.do_chores()
 
-    def append_after(self, body: bytes, count: int, largest: int, owner: Owner) -> int:
+    def append_after(self, body: Body, owner: Owner) -> int:
         """Append what is buffered, and then this frame: all of them in the order they came.
 
         The first LSN; 0 in a child that was forked in the middle of it: then it is still to be done.
@@ -84,10 +85,10 @@ class Buffer:
         def append() -> int:
             self._check_open()
             self._flush(owner)
-            return owner.append_for(self, body, count, largest)
+            return owner.append_for(self, body)
 
         first_lsn = self._alone(append)
-        owner.do_chores_left()
+        owner.do_chores()
         return first_lsn
 
     def close(self, owner: Owner) -> None:
@@ -137,13 +138,13 @@ class Buffer:
     def _flush(self, owner: Owner) -> None:
         if not self._bodies:
             return
-        body = b"".join(self._bodies)
+        data = b"".join(self._bodies)
         try:
-            owner.append_for(self, body, len(self._bodies), max(map(len, self._bodies)))
+            owner.append_for(self, Body(data, len(self._bodies), max(map(len, self._bodies))))
             self._bodies, self._bytes = [], 0
             self._tell()
         except BaseException:
-            if owner.last_body() is body:  # an interrupt came between the publication and here
+            if owner.last_body() is data:  # an interrupt came between the publication and here
                 self._bodies, self._bytes = [], 0
             raise
 
@@ -204,7 +205,7 @@ class Buffer:
                         self._flush(owner)
                     self._lingering = False
                 over(self._path, "buffer")
-                owner.do_chores_left()
+                owner.do_chores()
                 return
             except LogClosed:
                 return

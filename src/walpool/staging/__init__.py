@@ -1,0 +1,1 @@
+"""What a process holds until it is appended: entries of SyncMode.NONE."""
