@@ -1,4 +1,4 @@
-"""The commands of a checkout, each with all its set-up: `python3 tools/dev.py demo|test|lint|check|bench|prove [args]`.
+"""The commands of a checkout, each with all its set-up: `python3 tools/dev.py COMMAND [args]`.
 
     demo    walpool's main job on real input                       args go to `walpool demo`
     test    every test; then those of interrupts, forks and kills under each other Python at hand
@@ -6,6 +6,7 @@
     matrix  every test under every Python at hand                  args go to pytest
     lint    formatting, lint rules and types                       --fix mends what can be mended
     check   lint, then the tests that are not slow                 args go to pytest
+    coverage  every test; what they reach goes to docs/coverage.md
     bench   walpool against LMDB, SQLite and plain files           args go to tools/bench.py
     prove   try to break walpool for --minutes, and write a report args go to tools/prove.py
 
@@ -21,6 +22,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +103,22 @@ def check(args: Sequence[str]) -> int:
     return tests_code or lint_code
 
 
+def coverage(args: Sequence[str]) -> int:
+    set_up(*TEST_EXTRAS)
+    data = VENV / "coverage"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir()
+    # Every Python that a test starts reads these, wherever it runs.
+    os.environ.update(COVERAGE_RCFILE=str(PROJECT), COVERAGE_FILE=str(data / "data"))
+    python, _, *words = pytest(*args)
+    code = run([python, "-m", "coverage", "run", "-m", *words])
+    report = data / "report.json"
+    for step in (["combine", "--quiet"], ["json", "--quiet", "-o", report]):
+        if run([PYTHON, "-m", "coverage", *step]) != 0:
+            return 1
+    return run([PYTHON, ROOT / "tools" / "coverage_doc.py", report]) or code
+
+
 def bench(args: Sequence[str]) -> NoReturn:
     set_up("bench")
     become([PYTHON, ROOT / "tools" / "bench.py", *args])
@@ -117,6 +135,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "matrix": matrix,
     "lint": lint,
     "check": check,
+    "coverage": coverage,
     "bench": bench,
     "prove": prove,
 }
