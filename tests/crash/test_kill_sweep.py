@@ -43,12 +43,12 @@ def result(child: Child) -> Any:
     [
         ("append a little", "call", 0, 150),
         pytest.param("append a little", "store", 0, 250, marks=slow),
-        pytest.param("coordinate", "call", 200, 150, marks=slow),
-        pytest.param("open nothing", "call", 0, 100, marks=slow),
-        pytest.param("open of_another_boot", "call", 0, 100, marks=slow),
+        pytest.param("coordinate", "call", 100, 70, marks=slow),
+        pytest.param("open nothing", "call", 70, 40, marks=slow),
+        pytest.param("open of_another_boot", "call", 70, 40, marks=slow),
         pytest.param("open with_a_torn_tail", "call", 70, 40, marks=slow),
         pytest.param("open with_a_torn_header", "call", 70, 40, marks=slow),
-        pytest.param("open after_a_failed_sync", "call", 0, 100, marks=slow),
+        pytest.param("open after_a_failed_sync", "call", 70, 40, marks=slow),
     ],
 )
 def test_a_death_at_every_point_loses_nothing(
@@ -61,8 +61,8 @@ def test_a_death_at_every_point_loses_nothing(
 
 @pytest.mark.slow
 def test_deaths_at_points_of_all_scenes_drawn_by_chance_lose_nothing(child: Start, memory: Path, seed: int) -> None:
-    found = result(child(tell_proof, memory, seed, 300))
-    assert found["kills"] >= 300
+    found = result(child(tell_proof, memory, seed, 200))
+    assert found["kills"] >= 200
     for scene in sweep.SCENES:
         for kind in sweep.KINDS:
             assert found[f"kills: {scene}, {kind}"] > 0, f"{scene}, {kind}: nobody died"

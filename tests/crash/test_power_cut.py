@@ -15,21 +15,21 @@ from walpool import SyncMode, WALWriter
 slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("part", "states"), [(0, 500), *(pytest.param(n, 5_000, marks=slow) for n in (1, 2))])
+@pytest.mark.parametrize(("part", "states"), [(0, 500), *(pytest.param(n, 2_500, marks=slow) for n in (1, 2))])
 def test_power_cuts(memory: Path, part: int, states: int, seed: int) -> None:
-    """In parts, so that two cores share them. `states`: distinct."""
+    """In parts, so that two cores share them. `states`: distinct; in one part all seeded bugs are found, see seeded."""
     counts = power_cut.prove(memory, seed + part * 1_000_000, states)
     print(dict(counts))
     assert counts["crash states"] >= states
-    assert counts["states of a recovery"] > 50 or states < 5_000
+    assert counts["states of a recovery"] > 50 or states < 2_500
 
 
 @pytest.mark.slow
 def test_power_cuts_in_a_recovery(memory: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power_cut, "NESTED_SHARE", 0.3)
-    counts = power_cut.prove(memory, seed, 1_500)
+    counts = power_cut.prove(memory, seed, 900)
     print(dict(counts))
-    assert counts["states of a recovery"] > 800
+    assert counts["states of a recovery"] > 450
 
 
 def rebuild_after_a_rotation(told: power_cut.Told, chance: random.Random) -> None:
