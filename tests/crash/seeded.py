@@ -329,6 +329,72 @@ BUGS = [
         "counts[BATCHES] = self._batches = self._batches + 2",
         "tests/shared/test_slot_rows.py",
     ),
+    # What clocks, counts and forks show
+    Bug(
+        "a rotation that is over is finished once more",
+        "write/appender.py",
+        "            if state.next_lsn > state.segment and directory.identity",
+        "            if directory.identity",
+        "tests/write/test_steered_clocks.py",
+    ),
+    Bug(
+        "a slow writer never looks at names",
+        "write/place.py",
+        "                    or next_lsn >= self.next_look_lsn or not self.looked_ns <= now < self.next_look_ns",
+        "                    or next_lsn >= self.next_look_lsn",
+        "tests/write/test_steered_clocks.py",
+    ),
+    Bug(
+        "a timed wait counts for itself alone",
+        "write/waits.py",
+        "            self._timed_take(TIMED_WAITS)",
+        "            self._timed_take(1)",
+        "tests/write/test_steered_clocks.py",
+    ),
+    Bug(
+        "a pin is let go before the next is held",
+        "shared/pins.py",
+        "            self._locks.share(first_lsn)  # the new one first: there is no moment without a pin\n"
+        "            if self._at:\n                self._locks.release(self._at)\n",
+        "            if self._at:\n                self._locks.release(self._at)\n"
+        "            self._locks.share(first_lsn)\n",
+        "tests/shared/test_pins.py",
+    ),
+    Bug(
+        "a recovery asks the last segment alone for the time",
+        "opening/survey.py",
+        "max(scan.last_append_ns for scan in scans)",
+        "scans[-1].last_append_ns",
+        "tests/write/test_steered_clocks.py",
+    ),
+    Bug(
+        "a child waits for an opening of its parent's",
+        "write/handle.py",
+        "        self._opening = mutex()  # another thread may have held the old one\n",
+        "        pass\n",
+        "tests/write/test_steered_clocks.py",
+    ),
+    Bug(
+        "a segment is as old as the last append",
+        "write/rotation.py",
+        "created_at=clock.time_ns(), ",
+        "created_at=state.last_append_ns, ",
+        "tests/write/test_steered_clocks.py",
+    ),
+    Bug(
+        "one bucket too many",
+        "shared/histogram.py",
+        "BUCKETS - 1, octave",
+        "BUCKETS, octave",
+        "tests/shared/test_histogram.py",
+    ),
+    Bug(
+        "what is read counts thrice",
+        "read/reading.py",
+        'counts["bytes_read"] += self.bytes - size',
+        'counts["bytes_read"] += 3 * (self.bytes - size)',
+        "tests/shared/test_metrics.py",
+    ),
     # What bytes show
     Bug(
         "a checksum is not bound to its segment",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from walpool import CorruptLog
 from walpool.format.names import MAX_LSN
 from walpool.shared.checkpoint import CHECKPOINT_BYTES, read_checkpoint, write_checkpoint
 from walpool.shared.pins import Pin, oldest_pin
+from walpool.system.calls import calls
 from walpool.system.files import Directory
 
 
@@ -38,6 +40,26 @@ def test_a_pin_moves_with_its_reader(directory: Directory) -> None:
     for lsn in (1, 10, 10, 5000, MAX_LSN - 1):
         pin.move(lsn)
         assert oldest_pin(directory) == lsn
+    pin.close()
+
+
+def test_a_pin_that_moves_is_never_gone(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen by somebody who looks before and after every call that moves it."""
+    pin = Pin(directory)
+    pin.move(10)
+    real, seen = calls.fcntl, []
+
+    def fcntl(*args: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(calls, "fcntl", real)
+            seen.append(oldest_pin(directory))
+        return real(*args)
+
+    monkeypatch.setattr(calls, "fcntl", fcntl)
+    pin.move(20)
+    monkeypatch.undo()
+    seen.append(oldest_pin(directory))
+    assert seen == [10, 10, 20]
     pin.close()
 
 
