@@ -308,6 +308,22 @@ def test_with_a_sync_interval_what_is_appended_becomes_durable_without_a_call(lo
             until(lambda lsn=lsn: durable_lsn(log) == lsn, f"LSN {lsn} is durable")
 
 
+def test_what_is_appended_while_the_interval_syncs_becomes_durable_without_another_append(log: Path) -> None:
+    with WALWriter(log, sync_interval_s=0.01) as writer:
+        committer = writer._handle.open().committer
+        really = committer.settle
+
+        def settle(lsn: int, *, background: bool = False) -> int:
+            committer.settle = really  # type: ignore[method-assign]
+            durable_lsn = really(lsn, background=background)
+            writer.put(b"meanwhile", b"")
+            return durable_lsn
+
+        committer.settle = settle  # type: ignore[method-assign]
+        writer.put(b"key", b"")
+        until(lambda: writer.metrics.snapshot().durable_lsn == 2, "it is durable")
+
+
 def test_with_a_sync_interval_all_is_durable_when_the_writer_is_closed(log: Path) -> None:
     with WALWriter(log, sync_interval_s=FOR_EVER) as writer:
         writer.put(b"k", b"v")
