@@ -95,13 +95,15 @@ class Forked:
 
 CHILDREN, COMMANDS = "tests.nursery:children", "tests.nursery:commands"
 _nurseries: dict[str, Nursery] = {}
+_making = threading.Lock()
 
 
 def fork(main: str, module: str, channel: int, streams: tuple[int, int, int] = (0, 1, 2)) -> Forked:
     """Out of a nursery of this process's own."""
-    nursery = _nurseries.get(main)
-    if nursery is None or not nursery.is_ours:
-        nursery = _nurseries[main] = Nursery(main)
+    with _making:  # two threads make one
+        nursery = _nurseries.get(main)
+        if nursery is None or not nursery.is_ours:
+            nursery = _nurseries[main] = Nursery(main)
     return nursery.fork(module, channel, streams)
 
 

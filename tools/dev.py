@@ -7,6 +7,7 @@
     lint    formatting, lint rules and types                       --fix mends what can be mended
     check   lint, then the tests that are not slow                 args go to pytest
     coverage  every test; what they reach goes to docs/coverage.md
+    mutate  changes that no test notices                           args go to tools/mutate.py
     bench   walpool against LMDB, SQLite and plain files           args go to tools/bench.py
     prove   try to break walpool for --minutes, and write a report args go to tools/prove.py
 
@@ -119,6 +120,11 @@ def coverage(args: Sequence[str]) -> int:
     return run([PYTHON, ROOT / "tools" / "coverage_doc.py", report]) or code
 
 
+def mutate(args: Sequence[str]) -> NoReturn:
+    set_up(*TEST_EXTRAS)
+    become([PYTHON, ROOT / "tools" / "mutate.py", *args])
+
+
 def bench(args: Sequence[str]) -> NoReturn:
     set_up("bench")
     become([PYTHON, ROOT / "tools" / "bench.py", *args])
@@ -136,6 +142,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "lint": lint,
     "check": check,
     "coverage": coverage,
+    "mutate": mutate,
     "bench": bench,
     "prove": prove,
 }
