@@ -33,10 +33,10 @@ from walpool.format.frame import ALONE_MARKER, FRAME_BYTES, Frame, SearchExhaust
 from walpool.format.names import MAX_LSN
 from walpool.shared import control, slot_rows
 from walpool.shared.checkpoint import read_checkpoint
-from walpool.shared.histogram import BUCKETS
+from walpool.shared.figures.histogram import BUCKETS
+from walpool.shared.figures.snapshot import ProcessNames, writer_row
 from walpool.shared.poison import first_doubtful
 from walpool.shared.slots import Owner
-from walpool.shared.snapshot import ProcessNames, writer_row
 from walpool.system import processes
 from walpool.system.calls import calls
 
