@@ -22,11 +22,11 @@ from walpool.shared.figures.histogram import BUCKETS, Histogram
 from walpool.shared.figures.snapshot import ProcessNames, Snapshot, writer_row
 from walpool.shared.origin import is_another, log_id
 from walpool.shared.pins import all_pins
+from walpool.shared.rows_file import SHARED_ROW
 from walpool.shared.slot_rows import (
     APPEND,
     BATCH,
     LOCK_WAIT,
-    SHARED_ROW,
     SYNC,
     RowValues,
     read_rows,

@@ -14,7 +14,9 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from walpool.shared.figures.histogram import BUCKETS, Histogram
 
-COUNTERS = range(16, 32)  # words of a row that other words of it may be in, see slot_rows.py
+# Words of a row that there are for them; slot_rows.py has the others.
+COUNTERS = range(16, 48)
+GAUGES = range(80, 88)
 HISTOGRAMS = range(128, 128 + 4 * BUCKETS, BUCKETS)  # the first word of each
 
 
@@ -164,7 +166,7 @@ class WriterRow(Counted):
     rotations: Annotated[int, Figure(C, "segments", "segments that it started", word=22)] = 0
     buffered_bytes: Annotated[int, Figure(
         G, "bytes", "buffered by a writer in SyncMode.NONE, and not appended yet", By.ROWS,
-        "writer_buffered_bytes", 23)] = 0
+        "writer_buffered_bytes", 80)] = 0
     last_append_at: Annotated[float, Figure(
         G, "seconds", "seconds since the epoch when it appended last, to a tenth; 0.0 before the first", By.ROWS,
         "writer_last_append_timestamp_seconds")] = 0.0
@@ -265,14 +267,14 @@ class LogFigures(Counted):
 # Words of a row that show only in other figures; the kinds of Failures among them.
 UNSEEN = {
     "more_entries": Figure(C, "entries", "entries of batches, less one each", word=17),
-    "state": Figure(G, "", "what it waits for", word=24),
-    "state_since_ns": Figure(G, "ns", "of the monotonic clock, when it last began to wait", word=25),
-    "last_append_ns": Figure(G, "ns", "since the epoch, when it appended last", word=26),
-    "busy": Figure(C, "appends", "appends that raised LogBusy", word=27),
-    "full": Figure(C, "appends", "appends that raised LogFull", word=28),
-    "sync_failed": Figure(C, "appends", "appends that raised SyncFailed", word=29),
-    "too_large": Figure(C, "appends", "appends that raised EntryTooLarge or BatchTooLarge", word=30),
-    "other": Figure(C, "appends", "appends that raised anything else", word=31),
+    "state": Figure(G, "", "what it waits for", word=81),
+    "state_since_ns": Figure(G, "ns", "of the monotonic clock, when it last began to wait", word=82),
+    "last_append_ns": Figure(G, "ns", "since the epoch, when it appended last", word=83),
+    "busy": Figure(C, "appends", "appends that raised LogBusy", word=23),
+    "full": Figure(C, "appends", "appends that raised LogFull", word=24),
+    "sync_failed": Figure(C, "appends", "appends that raised SyncFailed", word=25),
+    "too_large": Figure(C, "appends", "appends that raised EntryTooLarge or BatchTooLarge", word=26),
+    "other": Figure(C, "appends", "appends that raised anything else", word=27),
 }
 # fmt: on
 
@@ -284,7 +286,7 @@ COUNTED_HERE = tuple(name for name in THIS_PROCESS if OF_LOG[name].kind is Kind.
 _IN_ROW = [*UNSEEN.items(), *OF_WRITER.items(), *OF_LOG.items()]
 OF_ROW = {name: figure for name, figure in _IN_ROW if figure.word is not None}
 WORDS = {name: figure.word for name, figure in OF_ROW.items() if figure.word is not None}
-TOTALS = {name: at for at, name in sorted((at, name) for name, at in WORDS.items() if at in COUNTERS)}
-GAUGES = {at for name, at in TOTALS.items() if OF_ROW[name].kind is Kind.GAUGE}
+TOTALS = {name: at for at, name in sorted((at, name) for name, at in WORDS.items()) if at not in HISTOGRAMS}
+ROOM = {Kind.COUNTER: COUNTERS, Kind.GAUGE: GAUGES, Kind.HISTOGRAM: HISTOGRAMS}
 assert len(set(WORDS.values())) == len(WORDS), "two figures in one word"
-assert set(WORDS.values()) <= {*COUNTERS, *HISTOGRAMS}, "a figure in a word that a row has for something else"
+assert all(at in ROOM[OF_ROW[name].kind] for name, at in WORDS.items()), "a figure where a row has no room for it"

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass
 
 from walpool.shared.figures.fields import OF_LOG, OF_WRITER, Failures, LogFigures, ReaderRow, WriterRow, table
 from walpool.shared.figures.histogram import Histogram
-from walpool.shared.slot_rows import IDLE, ROWS, SHARED_ROW, STATES, RowValues
+from walpool.shared.rows_file import ROWS, SHARED_ROW
+from walpool.shared.slot_rows import IDLE, STATES, RowValues
 from walpool.shared.slots import Owner
 from walpool.system import clock, processes
 
