@@ -1,8 +1,8 @@
 """The table of figures: what is counted, in which word, in which unit, and what it is called wherever it is told.
 
-A line is a field of a snapshot, of a writer in one, or of its failures, with a Figure that says the rest. From these
-lines come the layout of a slot row (`slot_rows.py`), snapshots and their JSON, the names and help texts of Prometheus,
-the docstrings, and the tables in docs/metrics.md. docs/inside.md says how to add one.
+A line is a field of a snapshot or of a writer in one, or a word that shows in no field as it is (UNSEEN); its Figure
+says the rest. From these lines come the layout of a slot row (slot_rows.py), snapshots and their JSON, the names and
+help texts of Prometheus, the docstrings, and the tables in docs/metrics.md. docs/inside.md says how to add one.
 Holds: no two lines share a word, and what stands in a word has one name: `WORDS`.
 """
 
