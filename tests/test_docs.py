@@ -1,16 +1,16 @@
 """The README's example runs as printed, its commands exist, and docs/format.md is what the code says."""
 
-import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tools import format_doc
-from walpool.shared.slot_rows import TOTALS
-from walpool.shared.snapshot import Snapshot, WriterRow
+from walpool.shared.figures.fields import OF_LOG, OF_ROW, OF_WRITER, Figure, Kind
+from walpool.shared.figures.histogram import BUCKETS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,7 +42,39 @@ def test_the_format_page_is_what_the_code_says() -> None:
     assert format_doc.PAGE.read_text() == format_doc.render(), "run python tools/format_doc.py"
 
 
-def test_the_page_of_metrics_names_every_field() -> None:
-    text = (ROOT / "docs" / "metrics.md").read_text()
-    fields = [field.name for kind in (Snapshot, WriterRow) for field in dataclasses.fields(kind)]
-    assert [name for name in (*fields, *TOTALS) if f"`{name}`" not in text] == []
+def table(*columns: str, rows: Iterable[Iterable[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(cell or '–' for cell in row)} |" for row in rows)])
+
+
+def figures(of: dict[str, Figure], elsewhere: dict[str, Figure]) -> str:
+    """The lines of a class; a line that is also in `elsewhere` has its metric there."""
+
+    def row(name: str, figure: Figure) -> list[str]:
+        metric = f"walpool_{figure.prometheus}{'_total' if figure.kind is Kind.COUNTER else ''}"
+        label = f"{{{figure.label}}}" if figure.label else ""
+        text = f"{figure.text}; {figure.note}" if figure.note else figure.text
+        shown = f"`{metric}{label}`" if figure.prometheus and name not in elsewhere else ""
+        return [f"`{name}`", shown, figure.kind, figure.unit, text, figure.by]
+
+    columns = ("name", "Prometheus", "kind", "unit", "what it says", "stored by")
+    return table(*columns, rows=(row(*line) for line in of.items()))
+
+
+def words() -> str:
+    def row(name: str, figure: Figure) -> list[str]:
+        assert figure.word is not None
+        at = f"{figure.word}–{figure.word + BUCKETS - 1}" if figure.kind is Kind.HISTOGRAM else str(figure.word)
+        return [at, f"`{name}`", figure.kind, figure.unit, figure.text]
+
+    in_order = sorted(OF_ROW.items(), key=lambda line: line[1].word or 0)
+    return table("word", "name", "kind", "unit", "what it counts", rows=(row(*line) for line in in_order))
+
+
+TABLES = {"the log": figures(OF_LOG, {}), "each writer": figures(OF_WRITER, OF_LOG), "a row": words()}
+
+
+@pytest.mark.parametrize("wanted", TABLES.values(), ids=TABLES)
+def test_the_page_of_metrics_has_the_table_of_figures(wanted: str) -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert f"\n\n{wanted}\n\n" in page, f"docs/metrics.md wants this table:\n{wanted}"

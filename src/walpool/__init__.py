@@ -33,10 +33,10 @@ from walpool.opening.survey import Place
 from walpool.options import RecoveryMode, Retention, SyncMode
 from walpool.read.reader import ReadBatch, ReaderStats, WALReader
 from walpool.shared.control import ControlUnusable
-from walpool.shared.histogram import Histogram
+from walpool.shared.figures.fields import Failures, ReaderRow, WriterRow
+from walpool.shared.figures.histogram import Histogram
+from walpool.shared.figures.snapshot import Delta, Snapshot
 from walpool.shared.metrics import WALMetrics
-from walpool.shared.slot_rows import Failures
-from walpool.shared.snapshot import Delta, ReaderRow, Snapshot, WriterRow
 from walpool.staging.at_exit import flush_at_signals
 from walpool.upkeep.checkpoint import checkpoint
 from walpool.upkeep.copy import CopyReport, copy

@@ -25,7 +25,7 @@ from tests.cli.conftest import Run, Running, Start, assert_no_traceback
 from walpool import SyncMode, WALEntry, WALMetrics, WALWriter
 from walpool.cli.export import LONGEST_LINE, MOST_AT_ONCE, Server
 from walpool.integrations.prometheus import WALCollector
-from walpool.shared.snapshot import Snapshot
+from walpool.shared.figures.snapshot import Snapshot
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROOT = Path(__file__).resolve().parents[2]

@@ -31,12 +31,12 @@ from walpool import CorruptLog, Operation, UnsupportedVersion, WALEntry, WALHead
 from walpool.format.entry import BodyError, decode_body, encode_entries
 from walpool.format.frame import ALONE_MARKER, FRAME_BYTES, Frame, SearchExhausted, find_frames, read_frame
 from walpool.format.names import MAX_LSN
-from walpool.shared import control, slot_rows
+from walpool.shared import control, rows_file, slot_rows
 from walpool.shared.checkpoint import read_checkpoint
-from walpool.shared.histogram import BUCKETS
+from walpool.shared.figures.histogram import BUCKETS
+from walpool.shared.figures.snapshot import ProcessNames, writer_row
 from walpool.shared.poison import first_doubtful
 from walpool.shared.slots import Owner
-from walpool.shared.snapshot import ProcessNames, writer_row
 from walpool.system import processes
 from walpool.system.calls import calls
 
@@ -456,17 +456,17 @@ def check_control(data: bytes, sample: Sample | None, touched: int) -> str:
 
 def make_rows(chance: Random) -> Sample:
     image = bytearray(4 * slot_rows.ROW_BYTES)
-    image[:24] = slot_rows._HEADER
+    image[:24] = rows_file.HEADER
     words = memoryview(image).cast("Q")
     fields = [(0, 8), (8, 8), (16, 8)]
     for row in (1, 2, 3):
         start = row * slot_rows.ROW_BYTES // WORD
         words[start] = 2
-        for at in (*range(1, 8), *range(16, 56)):
+        for at in (*range(1, 8), *range(16, 120)):
             words[start + at] = chance.randrange(1 << chance.choice((1, 10, 40)))
         for _ in range(5):
             words[start + 128 + chance.randrange(BUCKETS * 4)] = chance.randrange(1 << 20)
-        fields += [((start + at) * WORD, WORD) for at in (*range(64), 128, 200)]
+        fields += [((start + at) * WORD, WORD) for at in (*range(129), 200)]
     del words
     data = bytes(image)
     return Sample(data, fields, [b"\xff" * 600, b"\xc3" * 100, data[slot_rows.ROW_BYTES : -1]], frozenset())

@@ -194,6 +194,27 @@ BUGS = [
         "        if False:\n            return held",
         "tests/opening/test_control_damage.py::test_no_block_is_rebuilt_under_a_living_writer",
     ),
+    Bug(
+        "poison in a block of another layout is overlooked",
+        "shared/poison.py",
+        "durable_when_poisoned(directory) if control is None else None",
+        "None",
+        "tests/opening/test_other_layouts.py",
+    ),
+    Bug(
+        "a metrics file is made anew under a writer that counts in it",
+        "shared/rows_file.py",
+        "            if _is_in_use(directory, file, slot):\n",
+        "            if False:\n",
+        "tests/shared/test_rows_file.py",
+    ),
+    Bug(
+        "a counter that a newer version counts in is another writer's",
+        "shared/slot_rows.py",
+        "        for at in COUNTERS:  # also",
+        "        for at in range(COUNTERS.start, 28):  # also",
+        "tests/shared/test_fields.py",
+    ),
     # What errors and interrupts show
     Bug(
         "a failed sync does not poison the log",

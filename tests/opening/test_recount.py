@@ -14,7 +14,7 @@ from tests.read.logs import entry_of, segment_files, written
 from walpool import RecoveryMode, Retention, WALEntry, WALWriter
 from walpool.options import WriterOptions
 from walpool.shared.control import COPIES, LogState
-from walpool.shared.snapshot import Snapshot
+from walpool.shared.figures.snapshot import Snapshot
 from walpool.system import processes
 from walpool.upkeep.repair import repair
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from walpool.shared.histogram import BUCKETS, Histogram, bucket_of, lowest_in
+from walpool.shared.figures.histogram import BUCKETS, Histogram, bucket_of, lowest_in
 
 
 def histogram(values: list[int]) -> Histogram:

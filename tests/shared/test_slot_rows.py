@@ -18,8 +18,9 @@ from tests.shared.test_metrics import interrupted
 from tests.support import Channel, Start, run_threads, until
 from walpool import LogBusy, SyncMode, WALEntry, WALMetrics, WALWriter
 from walpool.shared import slot_rows
+from walpool.shared.figures.fields import WriterRow
+from walpool.shared.figures.snapshot import Snapshot
 from walpool.shared.slot_rows import CLAIMS, ROW_BYTES, SlotRow
-from walpool.shared.snapshot import Snapshot, WriterRow
 from walpool.system.calls import calls
 
 FRAME, ENTRY = 48, 16
@@ -208,7 +209,7 @@ def test_a_writer_without_metrics_leaves_its_row_alone(log: Path) -> None:
 
 def test_writers_beyond_the_rows_share_one_and_are_marked(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot_rows, "ROWS", 2)
-    monkeypatch.setattr("walpool.shared.snapshot.ROWS", 2)
+    monkeypatch.setattr("walpool.shared.figures.snapshot.ROWS", 2)
     writers = [WALWriter(log, name=str(number)) for number in range(4)]
     for writer in writers:
         for _ in range(3):

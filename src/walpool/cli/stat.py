@@ -23,7 +23,8 @@ from walpool.read.window import FrameWindow
 from walpool.shared.catalog import list_segments
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import ControlUnusable
-from walpool.shared.snapshot import Snapshot
+from walpool.shared.figures.fields import THIS_PROCESS
+from walpool.shared.figures.snapshot import Snapshot
 from walpool.system.files import Directory
 from walpool.upkeep.repair import require_log
 
@@ -93,10 +94,7 @@ class Standing:
 
 
 # What a snapshot counts for the process that takes it, which is us: we have done nothing. And what stands elsewhere.
-NOT_TOTALS = (
-    "reads_total", "reads_failed", "bytes_read", "corrupted_entries", "files_opened", "read_success_rate",
-    "next_lsn", "durable_lsn", "segments", "taken_at",
-)  # fmt: skip
+NOT_TOTALS = (*THIS_PROCESS, "next_lsn", "durable_lsn", "segments", "taken_at")
 
 
 def look(path: str) -> Standing:

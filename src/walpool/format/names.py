@@ -16,7 +16,8 @@ QUARANTINE = "quarantine"
 ORIGIN = "origin"
 INGEST_LOCK = "ingest.lock"
 REWRITE = "rewrite.tmp"  # what will replace a segment, or be one, until it is whole
-LEFTOVERS = (f"{CHECKPOINT}.tmp", f"{ORIGIN}.tmp", f"{PREPARED}.tmp")  # of killed processes: nobody's
+NEW_METRICS = f"{METRICS}.tmp"
+LEFTOVERS = (f"{CHECKPOINT}.tmp", f"{ORIGIN}.tmp", f"{PREPARED}.tmp", NEW_METRICS)  # of killed processes: nobody's
 
 MAX_LSN = (1 << 63) - 1
 LAST_OPEN_LSN = 1 << 62  # a log that claims more is forged: no writer opens it, and so none has to look for the end

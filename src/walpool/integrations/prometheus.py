@@ -7,7 +7,8 @@
 
 Holds: a scrape takes no lock and has no effect on writers; a log that is not there, or whose control block is of
 another version, is `walpool_up 0` and nothing else. Labels are the log's name and slot numbers: never a path unless it
-is given as the name, never a process id. docs/metrics.md lists the names; the dashboard in docs/ uses them.
+is given as the name, never a process id. The names are in
+figures/fields.py and docs/metrics.md; the dashboard in docs/ uses them.
 """
 
 from __future__ import annotations
@@ -22,49 +23,13 @@ except ImportError as error:
     raise ImportError(f"this needs an extra: pip install 'walpool[prometheus]' ({error})") from None
 
 from walpool.errors import WALError
-from walpool.shared.histogram import Histogram
+from walpool.shared.figures.fields import OF_LOG, OF_WRITER, Failures, Figure, Kind
+from walpool.shared.figures.histogram import Histogram
+from walpool.shared.figures.snapshot import Snapshot
 from walpool.shared.metrics import WALMetrics
-from walpool.shared.snapshot import Snapshot
 
 TIME_EXPONENTS = range(2, 29)  # bounds of 1 us to 69 s, each twice the one before
 COUNT_EXPONENTS = range(1, 21)  # 1, 3, 7, ... to a million entries
-
-COUNTERS = {
-    "entries": ("writes_total", "entries appended in the life of the log"),
-    "batches": ("batches_total", "frames appended; an entry put alone is a batch of one"),
-    "written_bytes": ("bytes_written", "bytes of frames"),
-    "syncs": ("sync_total", "syncs made"),
-    "sync_waits": ("sync_waits", "appends and calls of sync() that another writer's sync made durable"),
-    "lock_waits": ("lock_waits", "appends that found the append lock taken"),
-    "rotations": ("rotation_count", "segments started after the first"),
-}
-GAUGES = {
-    "next_lsn": ("next_lsn", "LSN that the next entry gets"),
-    "durable_lsn": ("durable_lsn", "LSN of the last entry that is on disk"),
-    "checkpoint_lsn": ("checkpoint", "LSN at or below which nothing is needed any more; 0 when nobody said so"),
-    "segments": ("segments", "segment files"),
-    "active_segment_bytes": ("current_file_size", "the active segment up to its last frame"),
-    "largest_entry_bytes": ("max_entry_size", "16 + key + value of the largest entry"),
-}
-HISTOGRAMS = {
-    "sync_duration_seconds": ("sync_duration", TIME_EXPONENTS, "how long syncs took"),
-    "append_duration_seconds": (
-        "append_duration",
-        TIME_EXPONENTS,
-        "how long appends took; one in 1,000 is timed",
-    ),
-    "lock_wait_seconds": ("lock_wait", TIME_EXPONENTS, "how long appends waited for the append lock; most 0"),
-    "batch_entries": ("batch_entries", COUNT_EXPONENTS, "entries of a batch"),
-}
-WRITER_COUNTERS = {
-    "writer_entries": ("entries", "entries appended by the slot's present writer"),
-    "writer_written_bytes": ("bytes", "bytes of frames appended by the slot's present writer"),
-    "writer_failures": ("failures", "appends of the slot's present writer that raised"),
-}
-WRITER_GAUGES = {
-    "writer_buffered_bytes": ("buffered_bytes", "buffered by a writer in SyncMode.NONE, and not appended yet"),
-    "writer_last_append_timestamp_seconds": ("last_append_at", "when the slot's writer appended last, to a tenth"),
-}
 
 
 class WALCollector(Collector):
@@ -109,39 +74,40 @@ class WALCollector(Collector):
             return None
 
     def _log_metrics(self, found: Snapshot) -> Iterator[Metric]:
-        for name, (field, text) in COUNTERS.items():
-            counter = CounterMetricFamily(f"walpool_{name}", text, labels=["log"])
-            counter.add_metric([self._name], getattr(found, field))
-            yield counter
-        failures = CounterMetricFamily("walpool_append_failures", "appends that raised", labels=["log", "kind"])
-        for kind, count in found.failures_by_kind._asdict().items():
-            failures.add_metric([self._name, kind], count)
-        yield failures
-        for name, (field, text) in GAUGES.items():
-            gauge = GaugeMetricFamily(f"walpool_{name}", text, labels=["log"])
-            gauge.add_metric([self._name], getattr(found, field))
-            yield gauge
-        text = "writers: alive; killed: ended without close, however, and nobody has taken the slot since"
-        writers = GaugeMetricFamily("walpool_writers", text, labels=["log", "state"])
-        writers.add_metric([self._name, "alive"], len(found.writers))
-        writers.add_metric([self._name, "killed"], len(found.killed_writers))
-        yield writers
-        lag = GaugeMetricFamily("walpool_reader_lag_entries", "entries behind which the last pin is", labels=["log"])
-        lag.add_metric([self._name], max((row.lag for row in found.readers), default=0))
-        yield lag
-        for name, (field, exponents, text) in HISTOGRAMS.items():
-            yield self._histogram(f"walpool_{name}", text, getattr(found, field), exponents)
+        for name, figure in OF_LOG.items():
+            if not figure.prometheus or name in ("writers", "killed_writers"):
+                continue
+            value = getattr(found, name)
+            if isinstance(value, Histogram):
+                yield self._histogram(figure, value)
+            elif isinstance(value, Failures):
+                yield self._metric(figure, list(value._asdict().items()))
+            elif name == "readers":
+                yield self._metric(figure, [("", max((row.lag for row in found.readers), default=0))])
+            else:
+                yield self._metric(figure, [("", value)])
+        alive, killed = OF_LOG["writers"], OF_LOG["killed_writers"]
+        both = alive._replace(text=f"alive: {alive.text}; killed: {killed.text}")
+        yield self._metric(both, [("alive", len(found.writers)), ("killed", len(found.killed_writers))])
 
-    def _histogram(self, name: str, text: str, found: Histogram, exponents: range) -> Metric:
-        family = HistogramMetricFamily(name, text, labels=["log"])
+    def _writer_metrics(self, found: Snapshot) -> Iterator[Metric]:
+        for name, figure in OF_WRITER.items():
+            if figure.prometheus and name not in OF_LOG:
+                values = [(str(row.slot), getattr(row, name)) for row in found.writers]
+                yield self._metric(figure._replace(label="slot"), values)
+
+    def _metric(self, figure: Figure, values: list[tuple[str, float]]) -> Metric:
+        """`values` with what the label says of each."""
+        labels = ["log", figure.label] if figure.label else ["log"]
+        kind = CounterMetricFamily if figure.kind is Kind.COUNTER else GaugeMetricFamily
+        family = kind(f"walpool_{figure.prometheus}", figure.text, labels=labels)
+        for of, value in values:
+            family.add_metric([self._name, of][: len(labels)], value)
+        return family
+
+    def _histogram(self, figure: Figure, found: Histogram) -> Metric:
+        family = HistogramMetricFamily(f"walpool_{figure.prometheus}", figure.text, labels=["log"])
+        exponents = TIME_EXPONENTS if figure.unit == "seconds" else COUNT_EXPONENTS
         buckets = [(f"{bound:.6g}", float(count)) for bound, count in found.cumulative(exponents)]
         family.add_metric([self._name], [*buckets, ("+Inf", float(found.count))], found.sum)
         return family
-
-    def _writer_metrics(self, found: Snapshot) -> Iterator[Metric]:
-        for families, kind in ((WRITER_COUNTERS, CounterMetricFamily), (WRITER_GAUGES, GaugeMetricFamily)):
-            for name, (field, text) in families.items():
-                family = kind(f"walpool_{name}", text, labels=["log", "slot"])
-                for row in found.writers:
-                    family.add_metric([self._name, str(row.slot)], getattr(row, field))
-                yield family

@@ -33,6 +33,8 @@ from walpool.shared.control import (
     EXPECTED,
     INTENT_SLOT_BITS,
     LOCKS,
+    OTHER_LAYOUT,
+    OTHER_VERSION,
     POISONED,
     ROTATING,
     STOPPED,
@@ -340,7 +342,7 @@ def rebuild(directory: Directory, options: WriterOptions, reason: str, *, whole:
                 raise sync_failed(directory.path, 0, (_doubtful(directory) or 1) - 1)
             if clock.monotonic() > deadline:
                 who = slots.holders(directory, found)
-                way_out = "close them, and try again" if whole else LIVING
+                way_out = "close them, and try again" if whole else OTHER_VERSION if reason == OTHER_LAYOUT else LIVING
                 raise UnsafeLog(directory.path, f"{reason}, but {who} still have the log open: {way_out}")
             clock.sleep(0.01)
     finally:

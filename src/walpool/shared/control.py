@@ -50,6 +50,7 @@ LAYOUT = 1
 _MAGIC, _LAYOUT, _SIZE, _BOOT, _GENERATION = 0, 1, 2, 3, 5
 STOP = 6
 _CRC, _DEVICE, _INODE, _LOCK_INODES = 7, 8, 9, 10
+_HEAD_BYTES = 13 * WORD
 LOCKS = (APPEND_LOCK, SYNC_LOCK, SLOTS_LOCK)
 COMMIT, INTENT = 16, 17
 INTENT_SLOT_BITS = 48
@@ -81,10 +82,15 @@ class LogState(NamedTuple):
 
 STATE = struct.Struct("=11Q")
 assert STATE.size == len(LogState._fields) * WORD <= COPIES[1] - COPIES[0]
+_LEAST_BYTES = COPIES[1] + STATE.size  # of a block of any layout
+_MOST_BYTES = 1 << 20
 
 
 # The one reason after which nobody knows in which order the segments were written and synced.
 COPIED = "the control block is a copy of another log's"
+# Right in all that every layout has: it is this log's, and of this boot, and whoever made it may be alive.
+OTHER_LAYOUT = "the control block has another layout"
+OTHER_VERSION = "another version of walpool has this log open: close every writer of it, and open it again"
 OPEN_IT = (
     "open the log once with a writer (`walpool checkpoint LOG 0` does), or read it as it is (`walpool stat`, `cat` and"
     " `verify` do)"
@@ -127,7 +133,8 @@ class Control:
             raise ControlUnusable("there is no control block", directory.path) from None
         try:
             if file.stat.st_size != CONTROL_BYTES:  # before mapping: a touch past the end is SIGBUS
-                why = f"the control block has {file.stat.st_size} bytes, not {CONTROL_BYTES}"
+                why = _problem_of(file.read(_HEAD_BYTES, 0), file)
+                assert why is not None, "a block of that size is of another layout, at best"
                 raise ControlUnusable(why, directory.path)
             control = cls(file, SharedWords(file, CONTROL_BYTES, writable=writable))
         except BaseException:
@@ -140,22 +147,7 @@ class Control:
         return control
 
     def _problem(self) -> str | None:
-        words = self.words
-        if words[_MAGIC] != MAGIC or words[_LAYOUT] != LAYOUT or words[_SIZE] != CONTROL_BYTES:
-            return "the control block is of another kind or version"
-        if words[_CRC] != _identity_crc(self.bytes):
-            return "the control block's identity is damaged"
-        if words[_INODE] != self.file.stat.st_ino:
-            return COPIED
-        if (words[_BOOT], words[_BOOT + 1]) != processes.boot_id():
-            return "the control block is of another boot"
-        if words[_DEVICE] != self.file.stat.st_dev:  # which another boot may number otherwise
-            return COPIED
-        if self.halves[STOPPED] == RETIRED:
-            return "the control block was replaced"
-        if self.halves[STOPPED] not in (0, POISONED):
-            return "the control block's stop word is damaged"
-        return None
+        return _problem_of(self.bytes, self.file)
 
     def lock_inode(self, name: str) -> int:
         """Of one of LOCKS, as it was when the block was made."""
@@ -204,6 +196,34 @@ class Control:
     after_fork = close
 
 
+def _problem_of(block: memoryview | bytes, file: File) -> str | None:
+    """Why a block that begins so cannot be used. Its layout is judged last, by what stands alike in all of them."""
+    size = file.stat.st_size
+    if min(size, len(block)) < _HEAD_BYTES or size < _LEAST_BYTES:
+        return f"the control block has {size} bytes, not {CONTROL_BYTES}"
+    head = memoryview(block)[:_HEAD_BYTES]
+    words, stopped = head.cast("Q"), head.cast("I")[STOPPED]
+    if words[_MAGIC] != MAGIC or not words[_LAYOUT]:
+        return "the control block is of another kind"
+    if words[_SIZE] != size:
+        return f"the control block has {size} bytes, not {words[_SIZE]}"
+    if words[_CRC] != _identity_crc(head):
+        return "the control block's identity is damaged"
+    if words[_INODE] != file.stat.st_ino:
+        return COPIED
+    if (words[_BOOT], words[_BOOT + 1]) != processes.boot_id():
+        return "the control block is of another boot"
+    if words[_DEVICE] != file.stat.st_dev:  # which another boot may number otherwise
+        return COPIED
+    if stopped == RETIRED:
+        return "the control block was replaced"
+    if stopped not in (0, POISONED):
+        return "the control block's stop word is damaged"
+    if words[_LAYOUT] != LAYOUT or size != CONTROL_BYTES:
+        return OTHER_LAYOUT
+    return None
+
+
 def _identity_crc(block: memoryview | bytes) -> int:
     return crc32c(bytes(block[8 * WORD : 13 * WORD]), crc32c(bytes(block[: 6 * WORD])))
 
@@ -220,23 +240,38 @@ class Totals(NamedTuple):
 
 
 def last_totals(directory: Directory) -> Totals:
-    """The totals of the block in place, if it is a whole one of this layout: it may be void in all else."""
-    try:
-        file = directory.open(CONTROL)
-    except (FileNotFoundError, UnsafeLog):
+    """The totals of the block in place, if it is a whole one, of whatever layout: it may be void in all else."""
+    block = _block_in_place(directory)[0]
+    if len(block) < _LEAST_BYTES:
         return Totals()
-    try:
-        block = file.read(CONTROL_BYTES, 0)
-    finally:
-        file.close()
-    if len(block) != CONTROL_BYTES:
-        return Totals()
-    words = memoryview(block).cast("Q")
-    if (words[_MAGIC], words[_LAYOUT], words[_CRC]) != (MAGIC, LAYOUT, _identity_crc(block)):
+    words = memoryview(block)[: len(block) // WORD * WORD].cast("Q")
+    if (words[_MAGIC], words[_SIZE], words[_CRC]) != (MAGIC, len(block), _identity_crc(block)) or not words[_LAYOUT]:
         return Totals()
     state = LogState._make(STATE.unpack_from(block, COPIES[words[COMMIT] & 1]))
     totals = Totals(state.next_lsn, state.batches, state.max_entry_bytes, words[SYNCS], words[SYNC_NS], state.bytes)
     return totals if max(totals) <= MAX_LSN else Totals()  # no log has these: the next opening would refuse them
+
+
+def durable_when_poisoned(directory: Directory) -> int | None:
+    """The durable LSN of a block that is in force but for its layout, and poisoned; None of any other."""
+    block, problem = _block_in_place(directory)
+    if problem != OTHER_LAYOUT or len(block) < _LEAST_BYTES:
+        return None
+    head = memoryview(block)[: COPIES[0]]
+    return head.cast("Q")[DURABLE] if head.cast("I")[STOPPED] == POISONED else None
+
+
+def _block_in_place(directory: Directory) -> tuple[bytes, str | None]:
+    """Its bytes, empty when there is none that we may read, and why it cannot be used."""
+    try:
+        file = directory.open(CONTROL)
+    except (FileNotFoundError, UnsafeLog):
+        return b"", None
+    try:
+        block = file.read(_MOST_BYTES, 0)
+        return block, _problem_of(block, file)
+    finally:
+        file.close()
 
 
 def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, mode: int) -> None:

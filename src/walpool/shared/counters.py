@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
+from walpool.shared.figures.fields import COUNTED_HERE
 from walpool.system.forks import reopen_after_fork
 
 Key = TypeVar("Key", bound=Hashable)
@@ -49,11 +50,9 @@ class Cells(Generic[Key]):
 class ProcessCounters:
     """Plain counters of one process; nothing here is on the way of an append that succeeds."""
 
-    FIELDS = ("reads_total", "reads_failed", "bytes_read", "corrupted_entries", "files_opened")
-
     def __init__(self) -> None:
         self._cells: Cells[str] = Cells()
-        self._inherited = dict.fromkeys(self.FIELDS, 0)
+        self._inherited = dict.fromkeys(COUNTED_HERE, 0)
         reopen_after_fork(self)
 
     def after_fork(self) -> None:
@@ -67,7 +66,7 @@ class ProcessCounters:
     def cell_for(self, owner: object) -> dict[str, int]:
         """A cell that `owner` alone adds to, as long as it lives: for what counts so often that `add` would show."""
         cell = self._cells.take()
-        for name in self.FIELDS:
+        for name in COUNTED_HERE:
             cell.setdefault(name, 0)
         weakref.finalize(owner, self._cells.give_back, cell).atexit = False
         return cell
@@ -76,7 +75,7 @@ class ProcessCounters:
         return {name: count - self._inherited[name] for name, count in self._sums().items()}
 
     def _sums(self) -> dict[str, int]:
-        return {name: self._cells.sum(name) for name in self.FIELDS}
+        return {name: self._cells.sum(name) for name in COUNTED_HERE}
 
 
 _by_path: dict[str, ProcessCounters] = {}

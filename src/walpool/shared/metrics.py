@@ -17,22 +17,21 @@ from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import COMMIT, LOCKS, SYNC_NS, SYNCS, Control, LogState
 from walpool.shared.counters import ProcessCounters, counters_of
-from walpool.shared.histogram import BUCKETS, Histogram
+from walpool.shared.figures.fields import SHOWN_BY_BOTH, TOTALS, Failures, ReaderRow
+from walpool.shared.figures.histogram import BUCKETS, Histogram
+from walpool.shared.figures.snapshot import ProcessNames, Snapshot, writer_row
 from walpool.shared.origin import is_another, log_id
 from walpool.shared.pins import all_pins
+from walpool.shared.rows_file import SHARED_ROW
 from walpool.shared.slot_rows import (
     APPEND,
     BATCH,
     LOCK_WAIT,
-    SHARED_ROW,
     SYNC,
-    TOTALS,
-    Failures,
     RowValues,
     read_rows,
 )
 from walpool.shared.slots import Owner
-from walpool.shared.snapshot import ProcessNames, ReaderRow, Snapshot, writer_row
 from walpool.system import clock
 from walpool.system.failures import typed_error
 from walpool.system.files import Directory
@@ -148,7 +147,7 @@ class WALMetrics:
         totals = {name: sum(row.totals[name] for row in rows) for name in TOTALS}
         failures = Failures(*(totals[kind] for kind in Failures._fields))
         mine = self._counters.values()
-        wrote, read = state.entries, mine["reads_total"]
+        wrote = state.entries
         return Snapshot(
             writes_total=wrote,
             writes_failed=sum(failures),
@@ -157,25 +156,18 @@ class WALMetrics:
             sync_total=control.words[SYNCS],
             sync_seconds_total=control.words[SYNC_NS] / 1e9,
             rotation_count=state.sequence - 1,
-            reads_total=read,
-            reads_failed=mine["reads_failed"],
-            bytes_read=mine["bytes_read"],
-            corrupted_entries=mine["corrupted_entries"],
             avg_entry_size=max(0, state.bytes - FRAME_BYTES * state.batches) / wrote if wrote else 0.0,
             max_entry_size=state.max_entry_bytes,
             current_file_size=state.tail,
-            files_opened=mine["files_opened"],
             write_success_rate=_rate(wrote, sum(failures)),
-            read_success_rate=_rate(read, mine["reads_failed"]),
+            read_success_rate=_rate(mine["reads_total"], mine["reads_failed"]),
             next_lsn=state.next_lsn,
             durable_lsn=durable_lsn,
             checkpoint=_checkpoint(directory),
             segments=len(list_segments(directory)),
             taken_at=clock.monotonic(),
             failures_by_kind=failures,
-            lock_waits=totals["contended"],
             lock_holder=holder if holder in living else None,  # a killed one left its mark and lost the lock
-            sync_waits=totals["sync_waits"],
             writers=tuple(writer_row(slot, owner, by_slot, self._names) for slot, owner in living.items()),
             killed_writers=tuple(
                 writer_row(row.slot, Owner.of(row.pid, row.pid_namespace), by_slot, self._names)
@@ -189,6 +181,8 @@ class WALMetrics:
             sync_duration=_merged(rows, SYNC),
             append_duration=_merged(rows, APPEND),
             batch_entries=_with_rest(_merged(rows, BATCH), totals["batches"], 1),
+            **{name: totals[name] for name in SHOWN_BY_BOTH},
+            **mine,
         )
 
     def _view_of_writer(self) -> _View:

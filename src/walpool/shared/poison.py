@@ -5,7 +5,7 @@ Holds: while it is there, nobody appends; only a recovery, with maintenance and 
 
 from walpool.errors import SyncFailed, WALError
 from walpool.format.names import MAX_LSN, SYNC_FAILED
-from walpool.shared.control import POISONED, STOPPED, SYNC_ERRNO, Control
+from walpool.shared.control import POISONED, STOPPED, SYNC_ERRNO, Control, durable_when_poisoned
 from walpool.system import processes
 from walpool.system.files import CREATE, Directory
 
@@ -45,17 +45,21 @@ def first_doubtful(directory: Directory, control: Control | None) -> int | None:
     """The first LSN whose bytes may be in the page cache and not on disk, or None when the cache is of another boot.
 
     0 when nobody says from where on: then what the segments vouch for is not in doubt, and everything above it is.
+    Without `control`, a block of another layout is asked before the mark: it may be the only one that says so.
     """
     if control is not None and control.halves[STOPPED] == POISONED:
         return _above(control.durable_lsn)
+    durable_lsn = durable_when_poisoned(directory) if control is None else None
+    if durable_lsn is not None:
+        return _above(durable_lsn)
     try:
         file = directory.open(SYNC_FAILED)
     except FileNotFoundError:
         return None
     try:
-        boot, durable_lsn, *_ = file.read(256, 0).split() or [b""]
+        boot, stated, *_ = file.read(256, 0).split() or [b""]
         if boot == b"%016x%016x" % processes.boot_id():
-            return _above(int(durable_lsn))
+            return _above(int(stated))
     except ValueError:
         return 0  # a mark whose own write failed, or was cut
     finally:

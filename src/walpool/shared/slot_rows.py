@@ -1,17 +1,18 @@
 """Slot rows: what each writer has done and is doing, in memory that any process can read.
 
-The file `metrics` has one row of 16 KiB for each slot, after one for the header and one that all writers share whose
-slot is beyond the last. Layout of a row, in 64-bit words of the machine's byte order:
+The file `metrics` (rows_file.py) has one row of 16 KiB for each slot, after one for the header and one that all writers
+share whose slot is beyond the last. Layout of a row, in 64-bit words of the machine's byte order:
 
     word  name            meaning
        0  claims          how often the row was claimed, twice; odd while a writer puts its identity there
      1-7  identity        process id, its start (ns), pid namespace, opened (ns), sync mode, closed (ns; 0: not closed)
     8-15  name            64 bytes of UTF-8
-   16-31  totals          see TOTALS: in the life of the row, whoever owned it
-   32-47  at claim        the totals when the present owner came
-   48-50  sums            of the histograms of times, in units
-   52-53  last error      when (ns), bytes of its text
-   56-71  its text        128 bytes of UTF-8
+   16-47  counters        see figures/fields.py: in the life of the row, whoever owned it
+   48-79  at claim        the counters when the present owner came
+   80-87  gauges          see figures/fields.py
+   88-91  sums            of the histograms, in units; of batches none
+   96-97  last error      when (ns), bytes of its text
+ 104-119  its text        128 bytes of UTF-8
    128-   histograms      see HISTOGRAMS, BUCKETS words each
 
 Holds: one writer per word, the one that holds the slot's byte of slots.lock; totals and buckets only rise, and a new
@@ -24,51 +25,67 @@ with a file that is not ours, a writer goes uncounted and says so in the log.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 from walpool.errors import BatchTooLarge, EntryTooLarge, LogBusy, LogClosed, LogFull, SyncFailed, UnsafeLog, WALError
 from walpool.format.names import METRICS
 from walpool.options import SyncMode
 from walpool.shared.counters import Cells
-from walpool.shared.histogram import BUCKETS, SECONDS, TIME_SHIFT, Histogram, bucket_of
+from walpool.shared.figures.fields import COUNTERS, GAUGES, HISTOGRAMS, TOTALS, WORDS
+from walpool.shared.figures.histogram import BUCKETS, SECONDS, TIME_SHIFT, Histogram, bucket_of
+from walpool.shared.rows_file import (
+    CLAIMS,
+    CLOSED_NS,
+    MODE,
+    OPENED_NS,
+    PID,
+    PID_NAMESPACE,
+    ROW_BYTES,
+    ROWS,
+    SHARED_ROW,
+    STARTED_NS,
+    in_our_words,
+    layout_of,
+    open_rows,
+    place_of,
+)  # fmt: skip
 from walpool.system import clock, processes
 from walpool.system.files import READ, Directory, File
 from walpool.system.forks import reopen_after_fork
 from walpool.system.shared_words import WORD, SharedWords
 
-MAGIC = int.from_bytes(b"WALPROWS", "big")
-LAYOUT = 1
-ROW_BYTES = 1 << 14  # whole pages on every machine, so that a writer maps its own row and no other
-ROWS = 1024  # slots with a row of their own
 MOST = 1 << 62  # what no count comes to: a word above it is damage, and one more might not fit it
-SHARED_ROW = -1  # the row of all other slots
-_HEADER = MAGIC.to_bytes(8, "little") + LAYOUT.to_bytes(8, "little") + ROW_BYTES.to_bytes(8, "little")
-
-CLAIMS, PID, STARTED_NS, PID_NAMESPACE, OPENED_NS, MODE, CLOSED_NS = range(7)
 NAME, NAME_BYTES = 8, 64
-TOTALS = (
-    "batches", "more_entries", "bytes", "contended", "syncs_led", "sync_waits", "rotations", "buffered_bytes",
-    "state", "state_since_ns", "last_append_ns", "busy", "full", "sync_failed", "too_large", "other",
-)  # fmt: skip
-(BATCHES, MORE_ENTRIES, BYTES, CONTENDED, SYNCS_LED, SYNC_WAITS, ROTATIONS, BUFFERED, DOING, SINCE_NS, LAST_APPEND_NS,
- BUSY, FULL, SYNC_FAILED, TOO_LARGE, OTHER) = range(16, 32)  # fmt: skip
-FAILURES = {"busy": BUSY, "full": FULL, "sync_failed": SYNC_FAILED, "too_large": TOO_LARGE, "other": OTHER}
-_GAUGES = {BUFFERED, DOING, SINCE_NS, LAST_APPEND_NS}  # they say what is, not how often
-AT_CLAIM = 32
-SUMS, ERROR_NS, ERROR_LENGTH = 48, 52, 53
-ERROR, ERROR_BYTES = 56, 128
-LOCK_WAIT, SYNC, APPEND, BATCH = range(4)  # HISTOGRAMS: waiting for the append lock when another process had it, syncs
-HISTOGRAMS = 128  # that this writer led, appends (about one in a thousand is timed), entries of batches of two and more
+# Plain numbers, for whoever stores in a row at each append.
+BATCHES = WORDS["batches"]
+MORE_ENTRIES = WORDS["more_entries"]
+BYTES = WORDS["bytes"]
+LOCK_WAITS = WORDS["lock_waits"]
+SYNCS_LED = WORDS["syncs_led"]
+SYNC_WAITS = WORDS["sync_waits"]
+ROTATIONS = WORDS["rotations"]
+BUFFERED = WORDS["buffered_bytes"]
+DOING = WORDS["state"]
+SINCE_NS = WORDS["state_since_ns"]
+LAST_APPEND_NS = WORDS["last_append_ns"]
+AT_CLAIM = COUNTERS.stop
+SUMS, ERROR_NS, ERROR_LENGTH = 88, 96, 97
+ERROR, ERROR_BYTES = 104, 128
+LOCK_WAIT, SYNC, APPEND, BATCH = range(4)  # of HISTOGRAMS; of batches those of two and more
 
 IDLE, WAITING, SYNCING = range(3)
 STATES = ("idle", "waiting for the lock", "waiting for a sync")
 _MODES = tuple(SyncMode)
 
 
+def _at_claim(word: int) -> int:
+    """Where a counter stands as it was when the present owner came."""
+    return AT_CLAIM + word - COUNTERS.start
+
+
 @lru_cache(maxsize=4096)  # sizes of batches come again and again
 def bucket_word(histogram: int, units: int) -> int:
     """The word of a row that counts `units`."""
-    return HISTOGRAMS + histogram * BUCKETS + bucket_of(units)
+    return HISTOGRAMS[histogram] + bucket_of(units)
 
 
 class SlotRow:
@@ -90,17 +107,17 @@ class SlotRow:
         words[PID], words[STARTED_NS], words[PID_NAMESPACE] = identity
         words[OPENED_NS], words[MODE], words[CLOSED_NS] = clock.time_ns(), _MODES.index(mode), 0
         _put_text(words, NAME, text)
-        for at in range(BATCHES, AT_CLAIM):
-            if at in _GAUGES:
-                words[at] = 0
-            words[AT_CLAIM + at - BATCHES] = words[at]
+        for at in COUNTERS:  # also those that only a newer walpool counts: of this owner they are 0
+            words[_at_claim(at)] = words[at]
+        for at in GAUGES:
+            words[at] = 0
         words[CLAIMS] = words[CLAIMS] + 1
 
     def add(self, at: int, count: int = 1) -> None:
         self._add(((at, count),))
 
     def record(self, histogram: int, units: int) -> None:
-        self._add(((HISTOGRAMS + histogram * BUCKETS + bucket_of(units), 1), (SUMS + histogram, max(0, units))))
+        self._add(((HISTOGRAMS[histogram] + bucket_of(units), 1), (SUMS + histogram, max(0, units))))
 
     def _add(self, counts: Iterable[tuple[int, int]]) -> None:
         """Of a writer that another thread has closed meanwhile nothing is left to count."""
@@ -142,7 +159,7 @@ class SlotRow:
                 waited_ns = waits_ns.pop()
             except IndexError:
                 return
-            self.add(CONTENDED)
+            self.add(LOCK_WAITS)
             self.record_ns(LOCK_WAIT, waited_ns)
 
     def doing(self, state: int) -> None:
@@ -150,7 +167,7 @@ class SlotRow:
         self.words[DOING] = state
 
     def failed(self, kind: str, text: str) -> None:
-        self.add(FAILURES[kind])
+        self.add(WORDS[kind])
         data = text.encode(errors="replace")[:ERROR_BYTES]
         text_words = enumerate(memoryview(data.ljust(ERROR_BYTES, b"\0")).cast("Q").tolist(), ERROR)
         self._told = turn = self._told + 1
@@ -191,14 +208,10 @@ def _put_text(words: memoryview, at: int, data: bytes) -> None:
 
 def claim(directory: Directory, slot: int, file_mode: int, mode: SyncMode, name: str | None) -> SlotRow:
     """The row of `slot`, whose byte the caller holds. Raises WALError or OSError: then there is none."""
-    file = directory.open_or_create(METRICS, file_mode)
+    file = open_rows(directory, slot, file_mode)
     try:
-        if file.size() < 2 * ROW_BYTES:  # new: whoever comes at the same instant writes the same
-            file.write(_HEADER.ljust(2 * ROW_BYTES, b"\0"), 0)
-        if file.read(len(_HEADER), 0) != _HEADER:
-            raise UnsafeLog(file.path, "not a metrics file of this version; remove it when no writer has the log open")
         row = slot if slot < ROWS else SHARED_ROW
-        at = _offset(row)
+        at = place_of(row)
         if row != SHARED_ROW:
             # As it is, but in real blocks: a store into a hole of a full disk is SIGBUS.
             file.write(file.read(ROW_BYTES, at).ljust(ROW_BYTES, b"\0"), at)
@@ -208,33 +221,7 @@ def claim(directory: Directory, slot: int, file_mode: int, mode: SyncMode, name:
         file.close()
 
 
-def _offset(row: int) -> int:
-    return (2 + row) * ROW_BYTES
-
-
 # Reading
-
-
-class Failures(NamedTuple):
-    """Appends that raised, by what they raised. Each is a number of appends.
-
-    Attributes:
-        busy (default 0): LogBusy.
-        full (default 0): LogFull.
-        sync_failed (default 0): SyncFailed.
-        too_large (default 0): EntryTooLarge, BatchTooLarge.
-        other (default 0): anything else.
-    """
-
-    busy: int = 0
-    full: int = 0
-    sync_failed: int = 0
-    too_large: int = 0
-    other: int = 0
-
-
-for _field in Failures._fields:
-    getattr(Failures, _field).__doc__ = None  # "Alias for field number 0": the class says what it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,31 +250,30 @@ def read_rows(directory: Directory) -> list[RowValues]:
     except (FileNotFoundError, UnsafeLog):
         return []
     try:
-        if file.read(len(_HEADER), 0) != _HEADER:
+        layout = layout_of(file)
+        if not layout:
             return []
         rows = (file.size() - 2 * ROW_BYTES) // ROW_BYTES
-        found = [_read_row(file, row) for row in range(SHARED_ROW, min(rows, ROWS))]
+        found = [_read_row(file, row, layout) for row in range(SHARED_ROW, min(rows, ROWS))]
         return [values for values in found if values is not None]
     finally:
         file.close()
 
 
-def _read_row(file: File, row: int) -> RowValues | None:
+def _read_row(file: File, row: int, layout: int) -> RowValues | None:
     """Read, not mapped: a file that somebody truncates is a short read, and not SIGBUS."""
     for _ in range(3):
-        data = file.read(ROW_BYTES, _offset(row))
+        data = file.read(ROW_BYTES, place_of(row))
         if len(data) < ROW_BYTES:
             return None
+        data = in_our_words(data, layout)
         words = memoryview(data).cast("Q")
         if not words[CLAIMS]:
             return None  # never claimed
         if not words[CLAIMS] & 1:
             break  # else its identity changes this very moment
-    totals = {name: words[at] for at, name in enumerate(TOTALS, BATCHES)}
-    own = {
-        name: words[at] if at in _GAUGES else max(0, words[at] - words[at - BATCHES + AT_CLAIM])
-        for at, name in enumerate(TOTALS, BATCHES)
-    }
+    totals = {name: words[at] for name, at in TOTALS.items()}
+    own = {name: words[at] if at in GAUGES else max(0, words[at] - words[_at_claim(at)]) for name, at in TOTALS.items()}
     return RowValues(
         slot=row,
         pid=words[PID],
@@ -310,7 +296,7 @@ def _text(data: bytes, at: int, length: int) -> str:
 
 
 def _histogram(data: bytes, words: memoryview, which: int) -> Histogram:
-    start = HISTOGRAMS + which * BUCKETS
+    start = HISTOGRAMS[which]
     unit = 1.0 if which == BATCH else SECONDS
     empty = data.startswith(_NO_COUNTS, start * WORD)  # as most are: 64 writers are looked at twice a second
     counts = () if empty else tuple(words[start : start + BUCKETS].tolist())

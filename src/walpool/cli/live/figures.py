@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from walpool.cli.exits import one_line
 from walpool.cli.output import amount
-from walpool.shared.histogram import Histogram
-from walpool.shared.slot_rows import Failures
-from walpool.shared.snapshot import Snapshot, WriterRow
+from walpool.shared.figures.fields import Failures, WriterRow
+from walpool.shared.figures.histogram import Histogram
+from walpool.shared.figures.snapshot import Snapshot
 
 WRITER_COLUMNS = ("slot", "pid", "name", "mode", "entries", "written", "failed", "buffered", "state")
 ENDED = "ended without close"  # killed, or a child that its pool ended, or a process that forgot: nobody can tell

@@ -25,8 +25,9 @@ from walpool.cli.live.figures import ENDED, aligned, duration, rate, spread
 from walpool.cli.live.watch import Look, Watch, as_dict, errors, who
 from walpool.cli.output import amount
 from walpool.errors import WALError
-from walpool.shared.histogram import Histogram
-from walpool.shared.snapshot import Delta, Snapshot, WriterRow
+from walpool.shared.figures.fields import WriterRow
+from walpool.shared.figures.histogram import Histogram
+from walpool.shared.figures.snapshot import Delta, Snapshot
 from walpool.system import signals
 from walpool.system.processes import Usage
 

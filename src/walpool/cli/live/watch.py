@@ -14,7 +14,8 @@ from walpool.cli.live.figures import ENDED, duration, rate
 from walpool.cli.output import amount
 from walpool.errors import LogReplaced, UnsafeLog
 from walpool.shared.control import ControlUnusable
-from walpool.shared.snapshot import Delta, Snapshot, WriterRow
+from walpool.shared.figures.fields import THIS_PROCESS, WriterRow
+from walpool.shared.figures.snapshot import Delta, Snapshot
 from walpool.system import clock
 
 
@@ -74,14 +75,11 @@ def as_dict(look: Look) -> dict[str, object]:
         "lock_wait": since.lock_wait.as_dict(),
         "batch_entries": since.batch_entries.as_dict(),
     }
-    now = {name: value for name, value in look.now.as_dict().items() if name not in THIS_PROCESS}
+    now = {name: value for name, value in look.now.as_dict().items() if name not in NOT_SHOWN}
     return {"time": clock.time_ns() / 1e9, "seconds": since.seconds, "rates": rates(look), "since": times, "now": now}
 
 
-# What a snapshot counts for the process that takes it, which is the one that watches.
-THIS_PROCESS = (
-    "reads_total", "reads_failed", "bytes_read", "corrupted_entries", "files_opened", "read_success_rate", "taken_at",
-)  # fmt: skip
+NOT_SHOWN = (*THIS_PROCESS, "taken_at")  # the process that takes the snapshot is the one that watches
 
 
 def line(look: Look, clock_text: str) -> str:
