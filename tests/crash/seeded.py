@@ -413,7 +413,7 @@ BUGS = [
     ),
     Bug(
         "one bucket too many",
-        "shared/histogram.py",
+        "shared/figures/histogram.py",
         "BUCKETS - 1, octave",
         "BUCKETS, octave",
         "tests/shared/test_histogram.py",

@@ -13,7 +13,7 @@ from tests.support import Channel, Start
 from walpool import UnsafeLog, WALReader, WALWriter
 from walpool.format.header import WALHeader
 from walpool.shared.control import ROTATING
-from walpool.shared.histogram import SECONDS
+from walpool.shared.figures.histogram import SECONDS
 from walpool.system.calls import calls
 from walpool.system.locks import ProcessLock
 from walpool.write.appender import LOOK_NS
