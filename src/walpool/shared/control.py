@@ -151,9 +151,10 @@ class Control:
             return "the control block is of another boot"
         if words[_DEVICE] != self.file.stat.st_dev:  # which another boot may number otherwise
             return COPIED
-        if self.halves[STOPPED] == RETIRED:
+        stopped = self.halves[STOPPED]  # once: it may be retired at this moment
+        if stopped == RETIRED:
             return "the control block was replaced"
-        if self.halves[STOPPED] not in (0, POISONED):
+        if stopped not in (0, POISONED):
             return "the control block's stop word is damaged"
         return None
 
@@ -190,6 +191,16 @@ class Control:
         """The slot of the writer whose append is, or was when it was killed, under way since `commit`."""
         slot, intent = divmod(self.words[INTENT], 1 << INTENT_SLOT_BITS)
         return slot if intent == commit + 1 else None
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether a newer block was put in its place."""
+        return self.halves[STOPPED] == RETIRED
+
+    @property
+    def is_poisoned(self) -> bool:
+        """Whether a sync failed."""
+        return self.halves[STOPPED] == POISONED
 
     @property
     def durable_lsn(self) -> int:
