@@ -253,7 +253,7 @@ def last_totals(directory: Directory) -> Totals:
     return totals if max(totals) <= MAX_LSN else Totals()  # no log has these: the next opening would refuse them
 
 
-def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, mode: int) -> None:
+def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, file_mode: int) -> None:
     """Make the block under a temporary name and put it in place. Lock: maintenance and append.
 
     A block that was in place is retired first, so that processes that map it notice.
@@ -261,7 +261,7 @@ def create_control(directory: Directory, state: LogState, durable_lsn: int, tota
     generation = processes.random_word()
     name = f"{CONTROL}.{generation:016x}.tmp"
     try:
-        with directory.open(name, CREATE, mode) as file:
+        with directory.open(name, CREATE, file_mode) as file:
             allocate(file, CONTROL_BYTES)  # a full disk shows here, as LogFull
             image = bytearray(CONTROL_BYTES)
             words = memoryview(image).cast("Q")
