@@ -455,12 +455,12 @@ def check_control(data: bytes, sample: Sample | None, touched: int) -> str:
 
 
 def make_rows(chance: Random) -> Sample:
-    image = bytearray(4 * slot_rows.ROW_BYTES)
+    image = bytearray(4 * rows_file.ROW_BYTES)
     image[:24] = rows_file.HEADER
     words = memoryview(image).cast("Q")
     fields = [(0, 8), (8, 8), (16, 8)]
     for row in (1, 2, 3):
-        start = row * slot_rows.ROW_BYTES // WORD
+        start = row * rows_file.ROW_BYTES // WORD
         words[start] = 2
         for at in (*range(1, 8), *range(16, 120)):
             words[start + at] = chance.randrange(1 << chance.choice((1, 10, 40)))
@@ -469,13 +469,13 @@ def make_rows(chance: Random) -> Sample:
         fields += [((start + at) * WORD, WORD) for at in (*range(129), 200)]
     del words
     data = bytes(image)
-    return Sample(data, fields, [b"\xff" * 600, b"\xc3" * 100, data[slot_rows.ROW_BYTES : -1]], frozenset())
+    return Sample(data, fields, [b"\xff" * 600, b"\xc3" * 100, data[rows_file.ROW_BYTES : -1]], frozenset())
 
 
 def check_rows(data: bytes, sample: Sample | None, touched: int) -> str:
     directory: Any = _Held(data)
     rows = slot_rows.read_rows(directory)
-    assert len(rows) <= len(data) // slot_rows.ROW_BYTES
+    assert len(rows) <= len(data) // rows_file.ROW_BYTES
     by_slot = {values.slot: values for values in rows}
     for values in rows:
         assert len(values.error) <= slot_rows.ERROR_BYTES and len(values.name) <= slot_rows.NAME_BYTES

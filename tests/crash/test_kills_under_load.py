@@ -100,7 +100,7 @@ def kill_all_at_once(channel: Channel, log: Path, acks: Path, mode: SyncMode, se
         herd.wait_until_each_goes_on(1 + chance.randrange(30))
         herd.kill(*herd.living)
         with WALWriter(log, size_limit=LIMIT) as writer:
-            assert writer.recovery_report is None
+            assert writer.recovery_report is None, writer.recovery_report
             assert len(writer.metrics.snapshot().writers) == 1
     judge_after_kills(log, acks)
     with WALWriter(log) as writer:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 from tests.crash.faults import Killed, killed_at, watched
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, leave_behind_tail, make, read, segment_files
+from tests.support import Channel, Start
 from walpool import IOFailed, LogBusy, RecoveryMode, UnsafeLog, WALError, WALHeader, WALWriter
 from walpool.opening.opening import OpenLog, open_log
-from walpool.shared.control import COMMIT, INTENT, Control
+from walpool.shared.control import COMMIT, INTENT, STATE, Control
 from walpool.shared.slot_rows import ROW_BYTES
 from walpool.system.calls import calls
 from walpool.system.files import Directory
@@ -451,3 +453,32 @@ def test_a_commit_that_leaves_no_room_for_the_slot_beside_it_is_not_believed(log
     with WALWriter(log) as writer:
         assert writer.recovery_report is not None
         assert writer.append(entry_of(COUNT + 1)) == COUNT + 1
+
+
+def die_while_filling(channel: Channel, log: Path, zeroed: int, filled: int) -> None:
+    """In an append whose frame is written: the copy of the state that is to be put in force is half there."""
+    writer = WALWriter(log)
+    for _ in range(3):
+        writer.put(b"key", b"value")
+    appender = writer._handle.open().appender
+
+    def fill(block: memoryview, at: int, *fields: int) -> None:
+        block[at : at + zeroed] = bytes(zeroed)
+        block[at : at + filled] = STATE.pack(*fields)[:filled]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    appender._fill = fill
+    writer.put(b"key", b"value")
+
+
+@pytest.mark.parametrize(
+    ("zeroed", "filled"),
+    [(0, 0), (32, 0), (64, 0), *((STATE.size, n) for n in (0, 1, 8, 20, 40, 60, 72, 80, 87, STATE.size))],
+)
+def test_a_writer_killed_while_it_fills_the_state_leaves_nothing_to_recover(
+    child: Start, log: Path, zeroed: int, filled: int
+) -> None:
+    assert child(die_while_filling, log, zeroed, filled).died() == -signal.SIGKILL
+    with WALWriter(log) as writer:
+        assert writer.recovery_report is None, writer.recovery_report
+        assert writer.put(b"next", b"") == (5 if filled >= 87 else 4)  # the last byte is zero

@@ -19,12 +19,12 @@ from walpool.opening.survey import Place, Survey, survey
 from walpool.options import RecoveryMode
 from walpool.read.scan import scan_segment
 from walpool.read.window import FrameWindow
-from walpool.shared.catalog import Segment, is_zero, open_segment
+from walpool.shared.catalog import Segment, is_zero, new_marker, open_segment
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import LogState, create_control, last_totals, leftover
 from walpool.shared.origin import new_origin, write_origin
 from walpool.shared.poison import lift
-from walpool.system import clock, processes
+from walpool.system import clock
 from walpool.system.failures import in_words
 from walpool.system.files import CREATE, Directory
 from walpool.system.paths import sync_path_to
@@ -199,11 +199,8 @@ def _last_append_ns(directory: Directory, found: Survey) -> int:
 
 
 def _sync_segment(directory: Directory, first_lsn: int) -> None:
-    file = directory.open(segment_name(first_lsn))
-    try:
+    with directory.open(segment_name(first_lsn)) as file:
         file.sync()
-    finally:
-        file.close()
 
 
 def _take_back_checkpoint(directory: Directory, found: Survey, file_mode: int) -> int | None:
@@ -237,10 +234,8 @@ def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
         segment = open_segment(directory, first_lsn)
     except CorruptLog:
         return False
-    try:
+    with segment.file:
         return is_zero(segment.file, segment.header.entries_offset)
-    finally:
-        segment.file.close()
 
 
 def _start_segment(directory: Directory, found: Survey, quarantined: list[str], file_mode: int) -> Segment:
@@ -255,7 +250,7 @@ def _start_segment(directory: Directory, found: Survey, quarantined: list[str], 
         sequence=found.sequence + 1,
         first_lsn=found.next_lsn,
         durable_lsn=found.next_lsn - 1,
-        marker=processes.random_word() & 0xFFFFFFFF,
+        marker=new_marker(),
     )
     file = directory.open(NEW_SEGMENT, CREATE, file_mode)
     try:

@@ -15,8 +15,8 @@ from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.opening.aside import NEW_SEGMENT, move_aside, put_in_place
 from walpool.read.walk import Extent, Walk
 from walpool.read.window import FrameWindow
-from walpool.shared.catalog import list_segments, open_segment
-from walpool.system import clock, processes
+from walpool.shared.catalog import list_segments, new_marker, open_segment
+from walpool.system import clock
 from walpool.system.files import CREATE, Directory, File
 
 
@@ -32,28 +32,26 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
     inside = [first for first in segments if first <= first_lsn][-1:] + [
         first for first in segments if first > first_lsn
     ]
-    file = directory.open(NEW_SEGMENT, CREATE, file_mode)
     try:
-        first_lsn, next_lsn = _copy(directory, segments, inside, first_lsn, file)
-        if next_lsn > first_lsn:
-            file.sync()
-            put_in_place(directory, first_lsn, replaces=first_lsn in segments)
-            for replaced in inside:
-                if first_lsn < replaced < next_lsn:
-                    move_aside(directory, replaced)
-            directory.sync()  # before a segment behind these says that all of them is durable
-        else:
-            directory.unlink(NEW_SEGMENT)
+        with directory.open(NEW_SEGMENT, CREATE, file_mode) as file:
+            first_lsn, next_lsn = _copy(directory, segments, inside, first_lsn, file)
+            if next_lsn > first_lsn:
+                file.sync()
+                put_in_place(directory, first_lsn, replaces=first_lsn in segments)
+                for replaced in inside:
+                    if first_lsn < replaced < next_lsn:
+                        move_aside(directory, replaced)
+                directory.sync()  # before a segment behind these says that all of them is durable
+            else:
+                directory.unlink(NEW_SEGMENT)
     except LogFull:
         directory.unlink(NEW_SEGMENT)
         raise
-    finally:
-        file.close()
 
 
 def _copy(directory: Directory, segments: list[int], inside: list[int], first_lsn: int, to: File) -> tuple[int, int]:
     """Write header and frames; the first LSN copied, and one past the last."""
-    marker = processes.random_word() & 0xFFFFFFFF
+    marker = new_marker()
     window = FrameWindow(1 << 18)
     lsn = first_lsn
     at = HEADER_BYTES
@@ -63,7 +61,7 @@ def _copy(directory: Directory, segments: list[int], inside: list[int], first_ls
             segment = open_segment(directory, first)
         except CorruptLog:
             break
-        try:
+        with segment.file:
             sequence = max(sequence, segment.header.sequence)
             following = next((later for later in segments if later > first), None)
             for found in Walk(segment, window, Extent(segment.file.size(), following)):
@@ -77,8 +75,6 @@ def _copy(directory: Directory, segments: list[int], inside: list[int], first_ls
                 to.write(frame, at)
                 at += len(frame)
                 lsn = found.next_lsn
-        finally:
-            segment.file.close()
         if following is None or lsn < following:
             break
     to.write(WALHeader(clock.time_ns(), sequence + 1, first_lsn, first_lsn - 1, marker).encode(), 0)

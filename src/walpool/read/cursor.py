@@ -17,6 +17,7 @@ from walpool.read.verdict import Asker, Verdict, judge, with_hint
 from walpool.read.walk import Extent, Stop, examine, nobody_appends
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, header_is_torn
+from walpool.shared.control import known_segments
 from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
 
@@ -145,10 +146,9 @@ class Cursor:
         """Open the segment that holds `lsn` and find a place in it; False when there is none to read now."""
         source = self.source
         source.check_known()
-        segments = source.segments()
+        there = source.segments()
         state = source.state()
-        if state is not None:
-            segments = [first for first in segments if first <= state.segment]
+        segments = known_segments(there, state)
         at = max((at for at, first in enumerate(segments) if first <= lsn), default=None)
         if at is None:
             if not segments:
@@ -257,8 +257,9 @@ class Cursor:
         if first and first[0] > segment.header.first_lsn:  # removed under us, and those after it
             source.check_place()
             raise LSNUnavailable(lsn, first[0], source.path)
-        settle = source.settle if extent.live or extent.limit_lsn is not None or self._mode in _SURE else nobody_appends
-        stop = examine(segment, self.window, lsn, found, extent, lambda: source.extent(segment), settle)
+        wanted = extent.live or extent.limit_lsn is not None or self._mode in _SURE
+        wait = source.wait_for_append if wanted else nobody_appends
+        stop = examine(segment, self.window, lsn, found, extent, lambda: source.extent(segment), wait)
         if stop is not None and not stop.reason:
             return False
         if stop is None or self._moved():
@@ -309,7 +310,7 @@ class Cursor:
         last = at == len(segments) - 1
         try:
             torn = last and source.control is None and header_is_torn(source.directory, source.name_of(first_lsn))
-            source.settle()
+            source.wait_for_append()
             source.open(first_lsn).file.close()
             return True  # it was being made when we looked
         except FileNotFoundError:

@@ -10,7 +10,7 @@ from walpool.format.header import HEADER_BYTES, MAGIC, WALHeader
 from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name, segment_name
 from walpool.read.walk import Extent
 from walpool.shared.catalog import Segment, list_segments, open_segment
-from walpool.shared.control import RETIRED, STOPPED, Control, ControlUnusable, LogState
+from walpool.shared.control import Control, ControlUnusable, LogState, known_segments
 from walpool.shared.origin import is_another, log_id
 from walpool.system import clock
 from walpool.system.files import Directory
@@ -52,11 +52,8 @@ class Source:
 
     def _identify(self, name: str) -> int:
         """The first LSN of a segment file: its header knows, whatever the file is called."""
-        file = self.directory.open(name)
-        try:
+        with self.directory.open(name) as file:
             data = file.read(HEADER_BYTES, 0)
-        finally:
-            file.close()
         stated = parse_segment_name(name)
         try:
             return WALHeader.decode(data, file.path).first_lsn
@@ -77,12 +74,11 @@ class Source:
 
     def look_for_control(self) -> None:
         """Attach the control block that is in force now, if any: it may have appeared or been replaced."""
-        if self.control is not None and self.control.halves[STOPPED] != RETIRED:
-            mapped = self.control.file.stat
-            if self.directory.identity(CONTROL) in (None, (mapped.st_dev, mapped.st_ino)):
-                return
-        old, self.control = self.control, None
+        old = self.control
         if old is not None:
+            if not old.is_retired and self.directory.identity(CONTROL) in (None, old.file.place):
+                return
+            self.control = None
             old.close()
         if self.only is None:
             try:
@@ -119,8 +115,7 @@ class Source:
 
     def has_name(self, segment: Segment) -> bool:
         """Whether the segment's name leads to the file that we have open."""
-        found = self.directory.identity(self.name_of(segment.header.first_lsn))
-        return found == (segment.file.stat.st_dev, segment.file.stat.st_ino)
+        return self.directory.leads_to(self.name_of(segment.header.first_lsn), segment.file)
 
     def state(self) -> LogState | None:
         return self.control.state() if self.control is not None else None
@@ -134,13 +129,11 @@ class Source:
         state = self.state()
         if state is not None and state.segment == first_lsn:
             return Extent(state.tail, live=True)
-        later = [first for first in self.segments() if first > first_lsn]
-        if state is not None:
-            later = [first for first in later if first <= state.segment]  # a rotation may be half done
+        later = [first for first in known_segments(self.segments(), state) if first > first_lsn]
         return Extent(segment.file.size(), later[0] if later else None)
 
-    def settle(self) -> None:
-        settle(self.directory)
+    def wait_for_append(self) -> None:
+        wait_for_append(self.directory)
 
     def close(self) -> None:
         if self.control is not None:
@@ -149,18 +142,16 @@ class Source:
         self.directory.close()
 
 
-def settle(directory: Directory) -> None:
+def wait_for_append(directory: Directory) -> None:
     """Wait until no append is under way: loads of the control block were in order on any machine, then."""
     try:
         file = directory.open(APPEND_LOCK)
     except (FileNotFoundError, UnsafeLog):
         return  # a copy, or we may not
-    try:
+    with file:
         deadline = clock.monotonic() + CONFIRM_S
         while not try_lock(file.fd):
             if clock.monotonic() >= deadline:
                 return
             clock.sleep(0.001)
         unlock(file.fd)
-    finally:
-        file.close()

@@ -11,6 +11,7 @@ from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import parse_segment_name, segment_name
 from walpool.options import MAX_SIZE_LIMIT
+from walpool.system import processes
 from walpool.system.files import CREATE, READ, WRITE, Directory, File
 
 MAX_SEGMENTS = 1_000_000
@@ -55,23 +56,22 @@ def open_segment(directory: Directory, first_lsn: int, *, writable: bool = False
     return Segment(file, header)
 
 
+def new_marker() -> int:
+    """That of a new segment: random, and never 0."""
+    return processes.random_word() & 0xFFFFFFFF
+
+
 def header_is_torn(directory: Directory, name: str) -> bool:
     """Whether a segment's header was never written whole: too short, or zeros. Anything else is damage."""
-    file = directory.open(name)
-    try:
+    with directory.open(name) as file:
         head = file.read(HEADER_BYTES, 0)
-    finally:
-        file.close()
     return len(head) < HEADER_BYTES or not any(head)
 
 
 def holds_frames(directory: Directory, first_lsn: int) -> bool:
     """Whether anything stands where a segment's first frame would."""
-    file = directory.open(segment_name(first_lsn))
-    try:
+    with directory.open(segment_name(first_lsn)) as file:
         return file_holds_frames(file)
-    finally:
-        file.close()
 
 
 def used_range(file: File, offset: int) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def file_holds_frames(file: File) -> bool:
     return any(file.read(FRAME_BYTES, HEADER_BYTES))
 
 
-def create_segment(directory: Directory, header: WALHeader, mode: int) -> Segment:
+def create_segment(directory: Directory, header: WALHeader, file_mode: int) -> Segment:
     """Make a segment, or finish one that a killed process left without a whole header.
 
     Lock: append. Nothing can be in a file of this name but a header and zeros, because frames are appended to a
@@ -112,7 +112,7 @@ def create_segment(directory: Directory, header: WALHeader, mode: int) -> Segmen
     """
     name = segment_name(header.first_lsn)
     try:
-        file = directory.open(name, CREATE, mode)
+        file = directory.open(name, CREATE, file_mode)
     except FileExistsError:
         file = directory.open(name, WRITE)
         if file_holds_frames(file):

@@ -80,6 +80,11 @@ class LogState(NamedTuple):
     last_frame: int  # offset of the last frame in the active segment, 0 when it has none
 
 
+def known_segments(segments: list[int], state: LogState | None) -> list[int]:
+    """Of a log's segments those up to the active one, all without a state: a later one is a rotation's, half done."""
+    return [first for first in segments if state is None or first <= state.segment]
+
+
 STATE = struct.Struct("=11Q")
 assert STATE.size == len(LogState._fields) * WORD <= COPIES[1] - COPIES[0]
 _LEAST_BYTES = COPIES[1] + STATE.size  # of a block of any layout
@@ -184,6 +189,16 @@ class Control:
         return slot if intent == commit + 1 else None
 
     @property
+    def is_retired(self) -> bool:
+        """Whether a newer block was put in its place."""
+        return self.halves[STOPPED] == RETIRED
+
+    @property
+    def is_poisoned(self) -> bool:
+        """Whether a sync failed."""
+        return self.halves[STOPPED] == POISONED
+
+    @property
     def durable_lsn(self) -> int:
         return self.words[DURABLE]
 
@@ -267,41 +282,37 @@ def _block_in_place(directory: Directory) -> tuple[bytes, str | None]:
         file = directory.open(CONTROL)
     except (FileNotFoundError, UnsafeLog):
         return b"", None
-    try:
+    with file:
         block = file.read(_MOST_BYTES, 0)
         return block, _problem_of(block, file)
-    finally:
-        file.close()
 
 
-def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, mode: int) -> None:
+def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, file_mode: int) -> None:
     """Make the block under a temporary name and put it in place. Lock: maintenance and append.
 
     A block that was in place is retired first, so that processes that map it notice.
     """
     generation = processes.random_word()
     name = f"{CONTROL}.{generation:016x}.tmp"
-    file = directory.open(name, CREATE, mode)
     try:
-        allocate(file, CONTROL_BYTES)  # a full disk shows here, as LogFull
-        image = bytearray(CONTROL_BYTES)
-        words = memoryview(image).cast("Q")
-        words[_MAGIC], words[_LAYOUT], words[_SIZE], words[_GENERATION] = MAGIC, LAYOUT, CONTROL_BYTES, generation
-        words[_BOOT], words[_BOOT + 1] = processes.boot_id()
-        words[_DEVICE], words[_INODE] = file.stat.st_dev, file.stat.st_ino
-        for at, lock in enumerate(LOCKS, _LOCK_INODES):
-            words[at] = (directory.identity(lock) or (0, 0))[1]
-        words[_CRC] = _identity_crc(memoryview(image))
-        words[DURABLE], words[SYNCS], words[SYNC_NS] = durable_lsn, totals.syncs, totals.sync_ns
-        STATE.pack_into(image, COPIES[0], *state)
-        file.write(bytes(image), 0)
+        with directory.open(name, CREATE, file_mode) as file:
+            allocate(file, CONTROL_BYTES)  # a full disk shows here, as LogFull
+            image = bytearray(CONTROL_BYTES)
+            words = memoryview(image).cast("Q")
+            words[_MAGIC], words[_LAYOUT], words[_SIZE], words[_GENERATION] = MAGIC, LAYOUT, CONTROL_BYTES, generation
+            words[_BOOT], words[_BOOT + 1] = processes.boot_id()
+            words[_DEVICE], words[_INODE] = file.stat.st_dev, file.stat.st_ino
+            for at, lock in enumerate(LOCKS, _LOCK_INODES):
+                words[at] = (directory.identity(lock) or (0, 0))[1]
+            words[_CRC] = _identity_crc(memoryview(image))
+            words[DURABLE], words[SYNCS], words[SYNC_NS] = durable_lsn, totals.syncs, totals.sync_ns
+            STATE.pack_into(image, COPIES[0], *state)
+            file.write(bytes(image), 0)
         retire_existing(directory)
         directory.rename(name, CONTROL)
     except BaseException:
         directory.unlink(name)
         raise
-    finally:
-        file.close()
 
 
 def retire_existing(directory: Directory) -> None:
@@ -310,11 +321,9 @@ def retire_existing(directory: Directory) -> None:
         old = directory.open(CONTROL, WRITE)
     except FileNotFoundError:
         return
-    try:
+    with old:
         if old.stat.st_size == CONTROL_BYTES:
             old.write(struct.pack("=I", RETIRED), STOP * WORD)
-    finally:
-        old.close()
 
 
 def leftover(name: str) -> bool:

@@ -16,24 +16,21 @@ def poison(directory: Directory, control: Control, errno: int) -> None:
     control.halves[STOPPED] = POISONED  # first: it reaches whoever maps the block at once
     high, low = processes.boot_id()
     try:
-        file = directory.open(SYNC_FAILED, CREATE)
-        try:
+        with directory.open(SYNC_FAILED, CREATE) as file:
             file.write(f"{high:016x}{low:016x} {control.durable_lsn} {errno}\n".encode(), 0)
             file.sync()
-        finally:
-            file.close()
         directory.sync()
     except (OSError, WALError):
         pass  # the disk is failing: then the block carries the mark alone, until the reboot
 
 
-def is_poisoned(directory: Directory) -> bool:
-    return directory.identity(SYNC_FAILED) is not None
+def is_poisoned(directory: Directory, control: Control | None = None) -> bool:
+    return (control is not None and control.is_poisoned) or directory.identity(SYNC_FAILED) is not None
 
 
 def refuse_poisoned(directory: Directory, control: Control | None) -> None:
     """Raises SyncFailed: nothing is removed from such a log before it was recovered."""
-    if (control is not None and control.halves[STOPPED] == POISONED) or is_poisoned(directory):
+    if is_poisoned(directory, control):
         raise SyncFailed(
             5,
             f"{directory.path}: a sync failed, and nothing is removed from the log before it was recovered: close every"
@@ -47,24 +44,19 @@ def first_doubtful(directory: Directory, control: Control | None) -> int | None:
     0 when nobody says from where on: then what the segments vouch for is not in doubt, and everything above it is.
     Without `control`, a block of another layout is asked before the mark: it may be the only one that says so.
     """
-    if control is not None and control.halves[STOPPED] == POISONED:
+    if control is not None and control.is_poisoned:
         return _above(control.durable_lsn)
     durable_lsn = durable_when_poisoned(directory) if control is None else None
     if durable_lsn is not None:
         return _above(durable_lsn)
     try:
-        file = directory.open(SYNC_FAILED)
+        with directory.open(SYNC_FAILED) as file:
+            boot, stated, *_ = file.read(256, 0).split() or [b""]
+        return _above(int(stated)) if boot == b"%016x%016x" % processes.boot_id() else None
     except FileNotFoundError:
         return None
-    try:
-        boot, stated, *_ = file.read(256, 0).split() or [b""]
-        if boot == b"%016x%016x" % processes.boot_id():
-            return _above(int(stated))
     except ValueError:
         return 0  # a mark whose own write failed, or was cut
-    finally:
-        file.close()
-    return None
 
 
 def _above(durable_lsn: int) -> int:

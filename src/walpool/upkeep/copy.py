@@ -20,7 +20,7 @@ from walpool.errors import CorruptLog, LogBusy, LogNotFound, UnsafeLog, WALError
 from walpool.format.names import CHECKPOINT, ORIGIN, parse_segment_name, segment_name
 from walpool.options import RecoveryMode
 from walpool.read.scan import scan_segment
-from walpool.read.source import settle
+from walpool.read.source import wait_for_append
 from walpool.read.verdict import Asker, Verdict, judge
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import CHUNK_BYTES, header_is_torn, list_segments
@@ -36,7 +36,7 @@ from walpool.system.reflink import reflink
 from walpool.upkeep.repair import require_log
 from walpool.upkeep.verify import verify
 
-log = logging.getLogger("walpool")
+logger = logging.getLogger("walpool")
 
 Progress = Callable[[int, int], None]  # bytes copied, bytes there are
 TEMPORARY = ".walpool-copy"  # behind the name of the copy that is being made
@@ -93,31 +93,29 @@ def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: P
         UnsupportedVersion: upgrade walpool.
         LogFull, IOFailed: retry when the cause is gone.
     """
-    with closing(require_log(path)) as source:
+    with require_log(path) as source:
         parent, name = parent_of(dest)
-        with closing(parent), typed_errors(parent.join(name)):  # syncs and locks
+        with parent, typed_errors(parent.join(name)):  # syncs and locks
             if parent.identity(name) is not None:
                 raise UnsafeLog(parent.join(name), "refused: it exists already, and a copy replaces nothing")
-            if (parent.stat.st_dev, parent.stat.st_ino) == (source.stat.st_dev, source.stat.st_ino):
+            if parent.place == source.place:
                 raise UnsafeLog(parent.join(name), "refused: it would be inside the log")
             return _copy(source, parent, name, progress or (lambda done, total: None))
 
 
 def _copy(source: Directory, parent: Directory, name: str, progress: Progress) -> CopyReport:
-    work = _take_place(parent, name)
-    try:
-        made = _fill(source, work, progress)
-        _check(source, work, made.next_lsn)
-        set_mode(work, source.stat.st_mode & 0o7777)
-        work.sync()
-        parent.rename(name + TEMPORARY, name)
-        parent.sync()
-        return CopyReport(parent.join(name), *made)
-    except BaseException:
-        _discard(parent, name, work)
-        raise
-    finally:
-        work.close()
+    with _take_place(parent, name) as work:
+        try:
+            made = _fill(source, work, progress)
+            _check(source, work, made.next_lsn)
+            set_mode(work, source.stat.st_mode & 0o7777)
+            work.sync()
+            parent.rename(name + TEMPORARY, name)
+            parent.sync()
+            return CopyReport(parent.join(name), *made)
+        except BaseException:
+            _discard(parent, name, work)
+            raise
 
 
 # The place
@@ -137,7 +135,7 @@ def _take_place(parent: Directory, name: str) -> Directory:
             work = Directory(parent.join(temporary))
             if not try_lock(work.fd):
                 raise LogBusy(f"{parent.join(name)}: another copy to it is being made")
-            if parent.identity(temporary) == _identity(work):
+            if parent.leads_to(temporary, work):
                 _empty(work)
                 return work
         except LogNotFound:
@@ -146,10 +144,6 @@ def _take_place(parent: Directory, name: str) -> Directory:
             if made:
                 remove_directory(parent, temporary)
             raise
-
-
-def _identity(directory: Directory) -> tuple[int, int]:
-    return directory.stat.st_dev, directory.stat.st_ino
 
 
 def _empty(work: Directory) -> None:
@@ -165,13 +159,15 @@ def _discard(parent: Directory, name: str, work: Directory) -> None:
     """Leave nothing: also not a copy that is whole and not known to be on disk."""
     temporary = name + TEMPORARY
     try:
-        if parent.identity(name) == _identity(work):
+        if parent.leads_to(name, work):
             parent.rename(name, temporary)
         for each in work.names():
             work.unlink(each)
         remove_directory(parent, temporary)
     except (OSError, WALError) as error:
-        log.warning("%s: what there was of the copy could not be removed: %s", parent.join(temporary), in_words(error))
+        logger.warning(
+            "%s: what there was of the copy could not be removed: %s", parent.join(temporary), in_words(error)
+        )
 
 
 # The copying
@@ -208,7 +204,7 @@ def _checkpoint(source: Directory) -> int:
     try:
         return read_checkpoint(source)
     except CorruptLog as error:
-        log.warning("%s; the copy has none", error)
+        logger.warning("%s; the copy has none", error)
         return 0  # then nothing is covered: more is kept, never less
 
 
@@ -228,17 +224,15 @@ def _note_end(source: Directory) -> _End:
         control = Control.attach(source, writable=False)
     except (ControlUnusable, UnsafeLog):
         return _end_of_frames(source)
-    try:
+    with closing(control):
         state = control.state()
-    finally:
-        control.close()
     return _End(state.segment, state.tail, state.next_lsn)
 
 
 def _end_of_frames(source: Directory) -> _End:
     following = None
     for first_lsn in reversed(list_segments(source)):
-        scan = scan_segment(source, first_lsn, following, FrameWindow(1 << 18), settle=partial(settle, source))
+        scan = scan_segment(source, first_lsn, following, FrameWindow(1 << 18), wait=partial(wait_for_append, source))
         if not scan.sequence and following is None and header_is_torn(source, segment_name(first_lsn)):
             following = first_lsn  # it was being made when everything ended
             continue
@@ -272,17 +266,13 @@ def _copy_segments(
             first_lsn = done = copied = reflinked = 0
             continue
         mode = file.stat.st_mode & 0o777
-        to = work.open(segment_name(at), CREATE, mode)
-        try:
+        with file, work.open(segment_name(at), CREATE, mode) as to:
             if at < end.segment and reflink(file, to):
                 reflinked += 1
             else:
                 _copy_bytes(file, to, end.tail if at == end.segment else file.size(), done, total, progress)
             to.sync()
             done += to.size()
-        finally:
-            to.close()
-            file.close()
         progress(min(done, total), total)
         first_lsn = first_lsn or at
         copied += 1

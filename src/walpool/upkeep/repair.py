@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from functools import partial
 
 from walpool.errors import LogNotFound, UnsafeLog
-from walpool.format.names import MAINTENANCE_LOCK, SLOTS_LOCK, segment_name
+from walpool.format.names import SLOTS_LOCK, segment_name
 from walpool.opening.aside import Aside, discard
-from walpool.opening.opening import lock_mode, rebuild
+from walpool.opening.opening import maintenance, rebuild
 from walpool.opening.recovery import RecoveryReport
 from walpool.opening.survey import Place, survey
 from walpool.options import RecoveryMode, WriterOptions
-from walpool.read.source import settle
+from walpool.read.source import wait_for_append
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import Control, ControlUnusable, LogState
 from walpool.shared.slots import any_alive
 from walpool.system.failures import typed_errors
 from walpool.system.files import Directory
-from walpool.system.locks import Maintenance
 
-log = logging.getLogger("walpool")
+logger = logging.getLogger("walpool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,12 @@ def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
 
     Beside writers it looks as far as they have published: what lies behind is theirs, and nobody repairs it meanwhile.
     """
-    with closing(require_log(path)) as directory:
+    with require_log(path) as directory:
         return _plan(directory, mode)
 
 
 def _plan(directory: Directory, mode: RecoveryMode) -> RepairPlan:
-    look = partial(survey, directory, mode, whole=True, settle=partial(settle, directory))
+    look = partial(survey, directory, mode, whole=True, wait=partial(wait_for_append, directory))
     found = look(published=_published(directory))
     while not found.segments and list_segments(directory):  # retention has removed all that had been published by then
         found = look(published=_published(directory))
@@ -77,35 +76,31 @@ def _published(directory: Directory) -> LogState | None:
         slots_lock = directory.open(SLOTS_LOCK)
     except (FileNotFoundError, UnsafeLog):
         return None
-    try:
-        control = Control.attach(directory, writable=False)
-    except (ControlUnusable, UnsafeLog):
-        return None
-    finally:
-        held = any_alive(slots_lock)
-        slots_lock.close()
-    try:
-        return control.state() if held else None
-    finally:
-        control.close()
+    with slots_lock:
+        try:
+            control = Control.attach(directory, writable=False)
+        except (ControlUnusable, UnsafeLog):
+            return None
+        with closing(control):
+            return control.state() if any_alive(slots_lock) else None
 
 
 def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryReport:
     """Do it, with `options.recovery` as the mode. Raises UnsafeLog while a writer has the log open."""
-    with closing(require_log(path)) as directory:
+    with require_log(path) as directory:
         directory.check_ours()
-        with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+        with maintenance(directory, options):
             report = rebuild(directory, options, "a repair was asked for", whole=True)
     for line in report.told(directory.path):  # when no lock is held any more
-        log.warning("%s", line)
+        logger.warning("%s", line)
     return report
 
 
 def discard_quarantine(path: str | os.PathLike[str], options: WriterOptions) -> Aside:
     """Remove what was moved aside; how much that was. Writers go on meanwhile. Raises UnsafeLog, LogNotFound."""
-    with closing(require_log(path)) as directory, typed_errors(directory.path):
+    with require_log(path) as directory, typed_errors(directory.path):
         directory.check_ours()
-        with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+        with maintenance(directory, options):
             return discard(directory)
 
 

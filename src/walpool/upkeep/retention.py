@@ -11,19 +11,18 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from walpool.errors import CorruptLog
-from walpool.format.names import MAINTENANCE_LOCK, segment_name
-from walpool.opening.opening import OpenLog, lock_mode
+from walpool.format.names import segment_name
+from walpool.opening.opening import OpenLog, maintenance
 from walpool.options import Retention, WriterOptions
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
-from walpool.shared.control import LogState
+from walpool.shared.control import LogState, known_segments
 from walpool.shared.origin import new_origin, read_origin, write_origin
 from walpool.shared.pins import oldest_pin
 from walpool.shared.poison import refuse_poisoned
 from walpool.system import clock
 from walpool.system.failures import typed_errors
 from walpool.system.files import Directory
-from walpool.system.locks import Maintenance
 from walpool.upkeep.prepare import used_bytes
 
 
@@ -79,14 +78,14 @@ def removable(
 def apply_retention(log: OpenLog, options: WriterOptions) -> PruneReport:
     """Of an open log: the rules of `options`; without any, the checkpoint. Raises LogBusy, and what `prune` raises."""
     refuse_poisoned(log.directory, log.control)
-    with Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+    with maintenance(log.directory, options):
         return prune(log.directory, log.control.state(), options.retention or Retention())
 
 
 def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bool = False) -> PruneReport:
     """Apply the rule now. Raises CorruptLog for a damaged checkpoint file, SyncFailed for a log that has to recover."""
     refuse_poisoned(directory, None)
-    segments = [first for first in list_segments(directory) if first <= state.segment]  # a later one is half done
+    segments = known_segments(list_segments(directory), state)
     sealed = [_sealed(directory, *pair) for pair in pairwise(segments)]
     if rule.max_age is not None:
         sealed = _dated(directory, sealed, clock.time_ns())
@@ -128,10 +127,8 @@ def _used_bytes(directory: Directory, first_lsn: int, next_lsn: int) -> int:
         segment = open_segment(directory, first_lsn)
     except CorruptLog:
         return directory.size_of(segment_name(first_lsn))  # in doubt all of it is in use
-    try:
+    with segment.file:
         return used_bytes(segment, next_lsn)
-    finally:
-        segment.file.close()
 
 
 def _dated(directory: Directory, sealed: list[SealedSegment], now_ns: int) -> list[SealedSegment]:

@@ -4,14 +4,13 @@ Holds: only what a retention rule lets go of is removed, and what was made for l
 """
 
 from walpool.errors import LogBusy
-from walpool.format.names import MAINTENANCE_LOCK, PREPARED, SLOTS_LOCK, segment_name
-from walpool.opening.opening import lock_mode
+from walpool.format.names import PREPARED, SLOTS_LOCK, segment_name
+from walpool.opening.opening import maintenance
 from walpool.options import Retention, WriterOptions
 from walpool.shared import slots
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import LogState
 from walpool.system.files import WRITE, Directory
-from walpool.system.locks import Maintenance
 from walpool.upkeep.retention import PruneReport, prune
 
 _NOTHING = LogState(*[0] * len(LogState._fields))
@@ -22,18 +21,19 @@ def make_room(path: str, options: WriterOptions) -> PruneReport:
 
     Raises LogBusy when a writer has it open, which can do that itself, and what `prune` raises.
     """
-    directory = Directory(path)
-    directory.check_ours()
-    with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
-        slots_lock = directory.open(SLOTS_LOCK, WRITE)
-        try:
-            if slots.any_alive(slots_lock):
-                raise LogBusy(f"{directory.path}: a writer has the log open: let it prune")
-        finally:
-            slots_lock.close()
-        directory.unlink(PREPARED)
-        segments = list_segments(directory)
-        if not segments:
-            return PruneReport((), 0, 1, 0)
-        active = _NOTHING._replace(segment=segments[-1], tail=directory.size_of(segment_name(segments[-1])))
-        return prune(directory, active, options.retention or Retention())
+    with Directory(path) as directory:
+        directory.check_ours()
+        with maintenance(directory, options):
+            return _make_room(directory, options)
+
+
+def _make_room(directory: Directory, options: WriterOptions) -> PruneReport:
+    with directory.open(SLOTS_LOCK, WRITE) as slots_lock:
+        if slots.any_alive(slots_lock):
+            raise LogBusy(f"{directory.path}: a writer has the log open: let it prune")
+    directory.unlink(PREPARED)
+    segments = list_segments(directory)
+    if not segments:
+        return PruneReport((), 0, 1, 0)
+    active = _NOTHING._replace(segment=segments[-1], tail=directory.size_of(segment_name(segments[-1])))
+    return prune(directory, active, options.retention or Retention())

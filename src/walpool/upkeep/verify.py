@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from walpool.errors import CorruptLog
@@ -12,6 +13,7 @@ from walpool.read.verdict import Asker, Verdict, judge, with_hint
 from walpool.read.walk import Stop, Walk
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, header_is_torn, is_zero
+from walpool.shared.control import known_segments
 from walpool.shared.origin import read_origin
 
 Progress = Callable[[int, int], None]  # bytes read, bytes there are
@@ -60,11 +62,8 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
 
     Raises LogNotFound, UnsafeLog, UnsupportedVersion; damage is in the report.
     """
-    source = Source(path)
-    try:
+    with closing(Source(path)) as source:
         return _Verification(source, progress or (lambda done, total: None)).run()
-    finally:
-        source.close()
 
 
 class _Verification:
@@ -83,7 +82,7 @@ class _Verification:
         report = self._report
         there = self._source.segments()
         state = self._source.state()  # after the names: what it names may be gone by the time they are read
-        segments = [first for first in there if state is None or first <= state.segment]
+        segments = known_segments(there, state)
         self._total = sum(self._size(first) for first in segments)
         report.first_lsn = self._lsn = segments[0]
         self._check_beginning(segments[0])
@@ -109,11 +108,9 @@ class _Verification:
                 self._find(TORN_TAIL if torn else DAMAGE, first_lsn, 0, error.reason)
                 continue
             self._durable_lsn = max(self._durable_lsn, segment.header.durable_lsn)
-            try:
+            with segment.file:
                 report.segments += 1
                 self._segment(segment, following)
-            finally:
-                segment.file.close()
         report.next_lsn = self._lsn
         self._say_what_an_opening_does()
         return report
@@ -122,7 +119,7 @@ class _Verification:
         try:
             return self._source.open(first_lsn)
         except CorruptLog:
-            self._source.settle()  # it may have been under way to its name
+            self._source.wait_for_append()  # it may have been under way to its name
             return self._source.open(first_lsn)
 
     def _is_torn(self, first_lsn: int) -> bool:
@@ -154,7 +151,7 @@ class _Verification:
                 self._count(frame)
                 self._done = before + walk.offset
                 self._progress(self._done, self._total)
-            stop = walk.stop(self._source.settle)
+            stop = walk.stop(self._source.wait_for_append)
             self._lsn = walk.lsn
             if stop is not None and not (stop.reason and self._resume(segment, walk, stop)):
                 break
