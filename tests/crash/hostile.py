@@ -347,6 +347,12 @@ class _Held:
     def read(self, length: int, offset: int) -> bytes:
         return self.data[max(0, offset) : max(0, offset) + max(0, length)]
 
+    def __enter__(self) -> _Held:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
         pass
 

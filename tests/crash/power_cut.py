@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -442,7 +442,7 @@ def check(log: Path, entries: Sequence[WALEntry], promise: Promise, *, metrics: 
         assert found == list(entries[first_lsn - 1 : last_lsn]), _difference(found, entries, first_lsn)
         assert last_lsn >= promise.durable_lsn, f"durable was LSN {promise.durable_lsn}, the log ends at {last_lsn}"
         assert last_lsn <= promise.most, f"{promise.most} entries were begun, there are {last_lsn}"
-        with closing(Directory(log)) as directory:
+        with Directory(log) as directory:
             checkpoint = read_checkpoint(directory)
         assert promise.checkpoint <= checkpoint <= promise.checkpoint_begun, (
             f"the checkpoint is {checkpoint}; stated was {promise.checkpoint}, begun {promise.checkpoint_begun}"

@@ -68,10 +68,10 @@ def rows(path: str) -> Iterator[Row]:
     """Every row of the log or segment file at `path`. Raises LogNotFound, UnsafeLog, UnsupportedVersion."""
     if not is_directory(path):
         parent, name = split(path)
-        with closing(Directory(parent)) as directory:
+        with Directory(parent) as directory:
             yield from _file_rows(directory, name, None, None)
         return
-    with closing(require_log(path)) as directory, ExitStack() as stack:
+    with require_log(path) as directory, ExitStack() as stack:
         segments = list_segments(directory)
         control: Control | None = None
         with suppress(ControlUnusable, UnsafeLog):  # a copy, or a log of before the last reboot: the frames say it all
@@ -82,7 +82,7 @@ def rows(path: str) -> Iterator[Row]:
 
 
 def _file_rows(directory: Directory, name: str, limit_lsn: int | None, control: Control | None) -> Iterator[Row]:
-    with closing(directory.open(name)) as file:
+    with directory.open(name) as file:
         try:
             header = WALHeader.decode(file.read(HEADER_BYTES, 0), file.path)
         except CorruptLog as error:

@@ -7,7 +7,6 @@ opened since the last boot) is described by its segments, as far as the last of 
 from __future__ import annotations
 
 import argparse
-from contextlib import closing
 from dataclasses import asdict, dataclass
 
 from walpool import WALMetrics
@@ -108,7 +107,7 @@ def look(path: str) -> Standing:
         raise
     except (ControlUnusable, UnsafeLog) as error:  # also one that nobody can open: the segments may be there
         reason = error.reason
-    with closing(require_log(path)) as directory:
+    with require_log(path) as directory:
         first_lsns = list_segments(directory)
         rows = []
         for first_lsn in first_lsns:

@@ -27,22 +27,23 @@ def look_aside(directory: Directory) -> Aside:
     """Without a lock: somebody may be moving or removing meanwhile. Raises UnsafeLog."""
     if directory.identity(QUARANTINE) is None:
         return Aside(0, 0)
-    return _count(Directory(directory.join(QUARANTINE)))
+    with Directory(directory.join(QUARANTINE)) as quarantine:
+        return _count(quarantine)
 
 
 def discard(directory: Directory) -> Aside:
     """Remove all files in quarantine; what was removed is durably gone. Raises UnsafeLog. Lock: maintenance."""
     if directory.identity(QUARANTINE) is None:
         return Aside(0, 0)
-    quarantine = Directory(directory.join(QUARANTINE))
-    before = _count(quarantine)
-    for name in quarantine.names():
-        try:
-            quarantine.unlink(name)
-        except UnsafeLog:
-            pass  # a directory: none of ours
-    quarantine.sync()
-    left = _count(quarantine)
+    with Directory(directory.join(QUARANTINE)) as quarantine:
+        before = _count(quarantine)
+        for name in quarantine.names():
+            try:
+                quarantine.unlink(name)
+            except UnsafeLog:
+                pass  # a directory: none of ours
+        quarantine.sync()
+        left = _count(quarantine)
     return Aside(before.files - left.files, before.bytes - left.bytes)
 
 
@@ -61,18 +62,18 @@ def undo_half_moves(directory: Directory) -> None:
     if directory.identity(QUARANTINE) is None:
         return
     segments = {directory.identity(name) for name in directory.names() if parse_segment_name(name) is not None}
-    quarantine = _open(directory)
-    for name in quarantine.names():
-        if quarantine.identity(name) in segments - {None}:
-            quarantine.unlink(name)
+    with _open(directory) as quarantine:
+        for name in quarantine.names():
+            if quarantine.identity(name) in segments - {None}:
+                quarantine.unlink(name)
 
 
 def move_aside(directory: Directory, first_lsn: int) -> str:
     """The new name, which is durable before the log's directory can be made to forget the old one."""
-    quarantine = _open(directory)
-    aside = _aside(first_lsn)
-    directory.rename(segment_name(first_lsn), aside)
-    quarantine.sync()
+    with _open(directory) as quarantine:
+        aside = _aside(first_lsn)
+        directory.rename(segment_name(first_lsn), aside)
+        quarantine.sync()
     return aside
 
 
@@ -80,10 +81,10 @@ def put_in_place(directory: Directory, first_lsn: int, *, replaces: bool) -> str
     """Give NEW_SEGMENT, which is on disk, the name of a segment; what the one that it replaces is called now."""
     aside = None
     if replaces:
-        quarantine = _open(directory)
-        aside = _aside(first_lsn)
-        directory.link(segment_name(first_lsn), aside)
-        quarantine.sync()
+        with _open(directory) as quarantine:
+            aside = _aside(first_lsn)
+            directory.link(segment_name(first_lsn), aside)
+            quarantine.sync()
     directory.rename(NEW_SEGMENT, segment_name(first_lsn))
     directory.sync()
     return aside

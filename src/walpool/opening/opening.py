@@ -6,6 +6,7 @@ a living writer, and N processes that open at the same instant end with one bloc
 """
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -309,10 +310,8 @@ def _doubtful(directory: Directory) -> int | None:
         control = Control.attach(directory, writable=False)
     except ControlUnusable:
         return first_doubtful(directory, None)
-    try:
+    with closing(control):
         return first_doubtful(directory, control)
-    finally:
-        control.close()
 
 
 def lock_mode(options: WriterOptions) -> int:

@@ -104,15 +104,13 @@ def _frames(directory: Directory, first_lsn: int, since: int, end_lsn: int) -> C
     entries = batches = total = 0
     try:
         segment = open_segment(directory, first_lsn)
-        try:
+        with segment.file:
             at = seek(segment, since, segment.file.size())
             for frame in Walk(segment, FrameWindow(1 << 18), at=at):
                 if frame.first_lsn >= end_lsn:
                     break
                 if frame.first_lsn >= since:
                     entries, batches, total = entries + frame.count, batches + 1, total + frame.end - frame.offset
-        finally:
-            segment.file.close()
     except (WALError, FileNotFoundError):
         pass  # a figure is not worth an opening
     return Count(entries, batches, total)

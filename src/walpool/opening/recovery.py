@@ -199,11 +199,8 @@ def _last_append_ns(directory: Directory, found: Survey) -> int:
 
 
 def _sync_segment(directory: Directory, first_lsn: int) -> None:
-    file = directory.open(segment_name(first_lsn))
-    try:
+    with directory.open(segment_name(first_lsn)) as file:
         file.sync()
-    finally:
-        file.close()
 
 
 def _take_back_checkpoint(directory: Directory, found: Survey, file_mode: int) -> int | None:
@@ -237,10 +234,8 @@ def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
         segment = open_segment(directory, first_lsn)
     except CorruptLog:
         return False
-    try:
+    with segment.file:
         return is_zero(segment.file, segment.header.entries_offset)
-    finally:
-        segment.file.close()
 
 
 def _start_segment(directory: Directory, found: Survey, quarantined: list[str], file_mode: int) -> Segment:

@@ -32,23 +32,21 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
     inside = [first for first in segments if first <= first_lsn][-1:] + [
         first for first in segments if first > first_lsn
     ]
-    file = directory.open(NEW_SEGMENT, CREATE, file_mode)
     try:
-        first_lsn, next_lsn = _copy(directory, segments, inside, first_lsn, file)
-        if next_lsn > first_lsn:
-            file.sync()
-            put_in_place(directory, first_lsn, replaces=first_lsn in segments)
-            for replaced in inside:
-                if first_lsn < replaced < next_lsn:
-                    move_aside(directory, replaced)
-            directory.sync()  # before a segment behind these says that all of them is durable
-        else:
-            directory.unlink(NEW_SEGMENT)
+        with directory.open(NEW_SEGMENT, CREATE, file_mode) as file:
+            first_lsn, next_lsn = _copy(directory, segments, inside, first_lsn, file)
+            if next_lsn > first_lsn:
+                file.sync()
+                put_in_place(directory, first_lsn, replaces=first_lsn in segments)
+                for replaced in inside:
+                    if first_lsn < replaced < next_lsn:
+                        move_aside(directory, replaced)
+                directory.sync()  # before a segment behind these says that all of them is durable
+            else:
+                directory.unlink(NEW_SEGMENT)
     except LogFull:
         directory.unlink(NEW_SEGMENT)
         raise
-    finally:
-        file.close()
 
 
 def _copy(directory: Directory, segments: list[int], inside: list[int], first_lsn: int, to: File) -> tuple[int, int]:
@@ -63,7 +61,7 @@ def _copy(directory: Directory, segments: list[int], inside: list[int], first_ls
             segment = open_segment(directory, first)
         except CorruptLog:
             break
-        try:
+        with segment.file:
             sequence = max(sequence, segment.header.sequence)
             following = next((later for later in segments if later > first), None)
             for found in Walk(segment, window, Extent(segment.file.size(), following)):
@@ -77,8 +75,6 @@ def _copy(directory: Directory, segments: list[int], inside: list[int], first_ls
                 to.write(frame, at)
                 at += len(frame)
                 lsn = found.next_lsn
-        finally:
-            segment.file.close()
         if following is None or lsn < following:
             break
     to.write(WALHeader(clock.time_ns(), sequence + 1, first_lsn, first_lsn - 1, marker).encode(), 0)

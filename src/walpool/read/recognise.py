@@ -22,7 +22,7 @@ def recognise(source: Source, last: Frame) -> None:
         segment = source.open(segments[-1])
     except (FileNotFoundError, CorruptLog):
         return  # reading on tells
-    try:
+    with segment.file:
         extent = source.extent(segment)._replace(limit_lsn=None)
         walk = Walk(segment, FrameWindow(), extent, at=seek(segment, last.first_lsn, extent.limit))
         for frame in walk:
@@ -34,8 +34,6 @@ def recognise(source: Source, last: Frame) -> None:
             if walk.is_damaged:
                 return  # reading on tells
             raise source.replaced(f"the log ends at LSN {walk.lsn - 1} now")
-    finally:
-        segment.file.close()
     raise source.replaced(f"the log has another batch with LSN {last.first_lsn} now")
 
 

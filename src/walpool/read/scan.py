@@ -60,7 +60,7 @@ def scan_segment(
         behind = _behind_lost_header(directory, first_lsn)
         problem = Stop(0, first_lsn, error.reason, behind)
         return SegmentScan(first_lsn, first_lsn, error.path, durable_lsn=behind.durable_lsn, problem=problem)
-    try:
+    with segment.file:
         size = segment.file.size()
         extent = Extent(size if limit is None else min(limit, size), limit_lsn, limit is not None)
         walk = Walk(segment, window, extent, bodies=True)
@@ -88,8 +88,6 @@ def scan_segment(
             largest_single=largest,
             problem=stop if stop.reason else None,
         )
-    finally:
-        segment.file.close()
 
 
 def _behind_lost_header(directory: Directory, first_lsn: int) -> Behind:
@@ -97,12 +95,9 @@ def _behind_lost_header(directory: Directory, first_lsn: int) -> Behind:
 
     An intact header of another LSN is what stood in these blocks before, and says nothing about this segment.
     """
-    file = directory.open(segment_name(first_lsn))
-    try:
+    with directory.open(segment_name(first_lsn)) as file:
         start, end = used_range(file, 0)
         data = file.read(end, 0) if start < end else b""
-    finally:
-        file.close()
     try:
         if WALHeader.decode(data).first_lsn != first_lsn:
             return Behind()

@@ -52,11 +52,8 @@ class Source:
 
     def _identify(self, name: str) -> int:
         """The first LSN of a segment file: its header knows, whatever the file is called."""
-        file = self.directory.open(name)
-        try:
+        with self.directory.open(name) as file:
             data = file.read(HEADER_BYTES, 0)
-        finally:
-            file.close()
         stated = parse_segment_name(name)
         try:
             return WALHeader.decode(data, file.path).first_lsn
@@ -155,12 +152,10 @@ def settle(directory: Directory) -> None:
         file = directory.open(APPEND_LOCK)
     except (FileNotFoundError, UnsafeLog):
         return  # a copy, or we may not
-    try:
+    with file:
         deadline = clock.monotonic() + CONFIRM_S
         while not try_lock(file.fd):
             if clock.monotonic() >= deadline:
                 return
             clock.sleep(0.001)
         unlock(file.fd)
-    finally:
-        file.close()

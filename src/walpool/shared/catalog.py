@@ -57,21 +57,15 @@ def open_segment(directory: Directory, first_lsn: int, *, writable: bool = False
 
 def header_is_torn(directory: Directory, name: str) -> bool:
     """Whether a segment's header was never written whole: too short, or zeros. Anything else is damage."""
-    file = directory.open(name)
-    try:
+    with directory.open(name) as file:
         head = file.read(HEADER_BYTES, 0)
-    finally:
-        file.close()
     return len(head) < HEADER_BYTES or not any(head)
 
 
 def holds_frames(directory: Directory, first_lsn: int) -> bool:
     """Whether anything stands where a segment's first frame would."""
-    file = directory.open(segment_name(first_lsn))
-    try:
+    with directory.open(segment_name(first_lsn)) as file:
         return file_holds_frames(file)
-    finally:
-        file.close()
 
 
 def used_range(file: File, offset: int) -> tuple[int, int]:

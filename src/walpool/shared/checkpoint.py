@@ -33,10 +33,8 @@ def read_checkpoint(directory: Directory) -> int:
         file = directory.open(CHECKPOINT)
     except FileNotFoundError:
         return 0
-    try:
+    with file:
         data = file.read(CHECKPOINT_BYTES + 1, 0)
-    finally:
-        file.close()
     if len(data) == CHECKPOINT_BYTES:
         magic, lsn, _, crc, _ = CHECKPOINT_FILE.unpack(data)
         if magic == _MAGIC and crc == crc32c(data[:_CRC_AT]):
@@ -50,12 +48,9 @@ def write_checkpoint(directory: Directory, lsn: int, mode: int) -> None:
     crc = crc32c(stated[:_CRC_AT])
     directory.unlink(_NEW)  # of a process that was killed here
     try:
-        file = directory.open(_NEW, CREATE, mode)
-        try:
+        with directory.open(_NEW, CREATE, mode) as file:
             file.write(stated[:_CRC_AT] + crc.to_bytes(4, "little") + bytes(4), 0)
             file.sync()
-        finally:
-            file.close()
     except (OSError, WALError):
         directory.unlink(_NEW)  # on a full disk it would be in the way of what makes room
         raise

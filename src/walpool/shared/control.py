@@ -267,11 +267,9 @@ def _block_in_place(directory: Directory) -> tuple[bytes, str | None]:
         file = directory.open(CONTROL)
     except (FileNotFoundError, UnsafeLog):
         return b"", None
-    try:
+    with file:
         block = file.read(_MOST_BYTES, 0)
         return block, _problem_of(block, file)
-    finally:
-        file.close()
 
 
 def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, mode: int) -> None:
@@ -281,27 +279,25 @@ def create_control(directory: Directory, state: LogState, durable_lsn: int, tota
     """
     generation = processes.random_word()
     name = f"{CONTROL}.{generation:016x}.tmp"
-    file = directory.open(name, CREATE, mode)
     try:
-        allocate(file, CONTROL_BYTES)  # a full disk shows here, as LogFull
-        image = bytearray(CONTROL_BYTES)
-        words = memoryview(image).cast("Q")
-        words[_MAGIC], words[_LAYOUT], words[_SIZE], words[_GENERATION] = MAGIC, LAYOUT, CONTROL_BYTES, generation
-        words[_BOOT], words[_BOOT + 1] = processes.boot_id()
-        words[_DEVICE], words[_INODE] = file.stat.st_dev, file.stat.st_ino
-        for at, lock in enumerate(LOCKS, _LOCK_INODES):
-            words[at] = (directory.identity(lock) or (0, 0))[1]
-        words[_CRC] = _identity_crc(memoryview(image))
-        words[DURABLE], words[SYNCS], words[SYNC_NS] = durable_lsn, totals.syncs, totals.sync_ns
-        STATE.pack_into(image, COPIES[0], *state)
-        file.write(bytes(image), 0)
+        with directory.open(name, CREATE, mode) as file:
+            allocate(file, CONTROL_BYTES)  # a full disk shows here, as LogFull
+            image = bytearray(CONTROL_BYTES)
+            words = memoryview(image).cast("Q")
+            words[_MAGIC], words[_LAYOUT], words[_SIZE], words[_GENERATION] = MAGIC, LAYOUT, CONTROL_BYTES, generation
+            words[_BOOT], words[_BOOT + 1] = processes.boot_id()
+            words[_DEVICE], words[_INODE] = file.stat.st_dev, file.stat.st_ino
+            for at, lock in enumerate(LOCKS, _LOCK_INODES):
+                words[at] = (directory.identity(lock) or (0, 0))[1]
+            words[_CRC] = _identity_crc(memoryview(image))
+            words[DURABLE], words[SYNCS], words[SYNC_NS] = durable_lsn, totals.syncs, totals.sync_ns
+            STATE.pack_into(image, COPIES[0], *state)
+            file.write(bytes(image), 0)
         retire_existing(directory)
         directory.rename(name, CONTROL)
     except BaseException:
         directory.unlink(name)
         raise
-    finally:
-        file.close()
 
 
 def retire_existing(directory: Directory) -> None:
@@ -310,11 +306,9 @@ def retire_existing(directory: Directory) -> None:
         old = directory.open(CONTROL, WRITE)
     except FileNotFoundError:
         return
-    try:
+    with old:
         if old.stat.st_size == CONTROL_BYTES:
             old.write(struct.pack("=I", RETIRED), STOP * WORD)
-    finally:
-        old.close()
 
 
 def leftover(name: str) -> bool:

@@ -46,10 +46,8 @@ def read_origin(directory: Directory) -> Origin | None:
         file = directory.open(ORIGIN, READ)
     except (FileNotFoundError, UnsafeLog):
         return None
-    try:
+    with file:
         data = file.read(ORIGIN_BYTES + 1, 0)
-    finally:
-        file.close()
     if len(data) != ORIGIN_BYTES:
         return None
     magic, log_id, first_lsn, crc, _ = ORIGIN_FILE.unpack(data)
@@ -78,13 +76,10 @@ def write_origin(directory: Directory, origin: Origin, mode: int, *, durable: bo
     stated = ORIGIN_FILE.pack(_MAGIC, *origin, 0, 0)[:_CRC_AT]
     directory.unlink(_NEW)  # of a process that was killed here
     try:
-        file = directory.open(_NEW, CREATE, mode)
-        try:
+        with directory.open(_NEW, CREATE, mode) as file:
             file.write(stated + crc32c(stated).to_bytes(4, "little") + bytes(4), 0)
             if durable:
                 file.sync()
-        finally:
-            file.close()
         directory.rename(_NEW, ORIGIN)
     except WALError:
         directory.unlink(_NEW)  # on a full disk it would be in the way of what makes room

@@ -36,10 +36,8 @@ def all_pins(directory: Directory) -> list[int]:
         file = directory.open(PINS_LOCK)
     except FileNotFoundError:
         return []
-    try:
+    with file:
         return list(ByteLocks(file).held_by_others(MAX_LSN))
-    finally:
-        file.close()
 
 
 def oldest_pin(directory: Directory) -> int:

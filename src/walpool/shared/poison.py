@@ -16,12 +16,9 @@ def poison(directory: Directory, control: Control, errno: int) -> None:
     control.halves[STOPPED] = POISONED  # first: it reaches whoever maps the block at once
     high, low = processes.boot_id()
     try:
-        file = directory.open(SYNC_FAILED, CREATE)
-        try:
+        with directory.open(SYNC_FAILED, CREATE) as file:
             file.write(f"{high:016x}{low:016x} {control.durable_lsn} {errno}\n".encode(), 0)
             file.sync()
-        finally:
-            file.close()
         directory.sync()
     except (OSError, WALError):
         pass  # the disk is failing: then the block carries the mark alone, until the reboot
@@ -53,18 +50,13 @@ def first_doubtful(directory: Directory, control: Control | None) -> int | None:
     if durable_lsn is not None:
         return _above(durable_lsn)
     try:
-        file = directory.open(SYNC_FAILED)
+        with directory.open(SYNC_FAILED) as file:
+            boot, stated, *_ = file.read(256, 0).split() or [b""]
+        return _above(int(stated)) if boot == b"%016x%016x" % processes.boot_id() else None
     except FileNotFoundError:
         return None
-    try:
-        boot, stated, *_ = file.read(256, 0).split() or [b""]
-        if boot == b"%016x%016x" % processes.boot_id():
-            return _above(int(stated))
     except ValueError:
         return 0  # a mark whose own write failed, or was cut
-    finally:
-        file.close()
-    return None
 
 
 def _above(durable_lsn: int) -> int:

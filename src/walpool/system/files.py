@@ -188,13 +188,10 @@ class Directory(Descriptor):
 
     def names(self) -> list[str]:
         """Through a descriptor of its own: a listing moves the offset that threads and forked children share."""
-        with typed_errors(self.path):
-            listing = Descriptor(self.path)  # closed in a child that is forked meanwhile, as is the listing's own copy
-            try:
-                listing._open(".", READ | os.O_DIRECTORY, dir_fd=self.fd)
-                return calls.listdir(listing.fd)
-            finally:
-                listing.close()
+        # A Descriptor is closed in a child that is forked meanwhile, as is the copy of it that the listing makes.
+        with typed_errors(self.path), Descriptor(self.path) as listing:
+            listing._open(".", READ | os.O_DIRECTORY, dir_fd=self.fd)
+            return calls.listdir(listing.fd)
 
     def open(self, name: str, flags: int = READ, mode: int = 0o600) -> File:
         """Open a file of the log; FileNotFoundError and FileExistsError pass, all else is typed.

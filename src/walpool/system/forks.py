@@ -9,7 +9,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable, Collection
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from walpool.system.calls import calls
@@ -71,6 +71,12 @@ class Descriptor:
         fd, self.fd = self.fd, -1
         close_descriptor(fd)
         self.is_moving = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def __del__(self) -> None:
         self.close()

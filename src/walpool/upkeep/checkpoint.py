@@ -5,7 +5,6 @@ A power cut that ended the log below its checkpoint would have new entries take 
 
 import os
 from collections.abc import Callable
-from contextlib import closing
 
 from walpool.errors import CorruptLog
 from walpool.format.names import MAINTENANCE_LOCK
@@ -31,7 +30,7 @@ def checkpoint(path: str | os.PathLike[str]) -> int:
         UnsafeLog: mend what it names.
         IOFailed: retry when the cause is gone.
     """
-    with closing(require_log(path)) as directory:
+    with require_log(path) as directory:
         return read_checkpoint(directory)
 
 

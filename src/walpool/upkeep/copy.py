@@ -93,9 +93,9 @@ def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: P
         UnsupportedVersion: upgrade walpool.
         LogFull, IOFailed: retry when the cause is gone.
     """
-    with closing(require_log(path)) as source:
+    with require_log(path) as source:
         parent, name = parent_of(dest)
-        with closing(parent), typed_errors(parent.join(name)):  # syncs and locks
+        with parent, typed_errors(parent.join(name)):  # syncs and locks
             if parent.identity(name) is not None:
                 raise UnsafeLog(parent.join(name), "refused: it exists already, and a copy replaces nothing")
             if (parent.stat.st_dev, parent.stat.st_ino) == (source.stat.st_dev, source.stat.st_ino):
@@ -104,20 +104,18 @@ def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: P
 
 
 def _copy(source: Directory, parent: Directory, name: str, progress: Progress) -> CopyReport:
-    work = _take_place(parent, name)
-    try:
-        made = _fill(source, work, progress)
-        _check(source, work, made.next_lsn)
-        set_mode(work, source.stat.st_mode & 0o7777)
-        work.sync()
-        parent.rename(name + TEMPORARY, name)
-        parent.sync()
-        return CopyReport(parent.join(name), *made)
-    except BaseException:
-        _discard(parent, name, work)
-        raise
-    finally:
-        work.close()
+    with _take_place(parent, name) as work:
+        try:
+            made = _fill(source, work, progress)
+            _check(source, work, made.next_lsn)
+            set_mode(work, source.stat.st_mode & 0o7777)
+            work.sync()
+            parent.rename(name + TEMPORARY, name)
+            parent.sync()
+            return CopyReport(parent.join(name), *made)
+        except BaseException:
+            _discard(parent, name, work)
+            raise
 
 
 # The place
@@ -228,10 +226,8 @@ def _note_end(source: Directory) -> _End:
         control = Control.attach(source, writable=False)
     except (ControlUnusable, UnsafeLog):
         return _end_of_frames(source)
-    try:
+    with closing(control):
         state = control.state()
-    finally:
-        control.close()
     return _End(state.segment, state.tail, state.next_lsn)
 
 
@@ -272,17 +268,13 @@ def _copy_segments(
             first_lsn = done = copied = reflinked = 0
             continue
         mode = file.stat.st_mode & 0o777
-        to = work.open(segment_name(at), CREATE, mode)
-        try:
+        with file, work.open(segment_name(at), CREATE, mode) as to:
             if at < end.segment and reflink(file, to):
                 reflinked += 1
             else:
                 _copy_bytes(file, to, end.tail if at == end.segment else file.size(), done, total, progress)
             to.sync()
             done += to.size()
-        finally:
-            to.close()
-            file.close()
         progress(min(done, total), total)
         first_lsn = first_lsn or at
         copied += 1

@@ -88,12 +88,10 @@ def take_prepared(directory: Directory, header: WALHeader, size_limit: int) -> S
 def trim(directory: Directory, first_lsn: int, next_lsn: int) -> None:
     """Give back the zeros behind a sealed segment's last frame. Anything else there is evidence, and stays."""
     segment = open_segment(directory, first_lsn, writable=True)
-    try:
+    with segment.file:
         end = frames_end(segment, next_lsn)
         if end is not None and end < segment.file.size() and is_zero(segment.file, end):
             segment.file.truncate(end)
-    finally:
-        segment.file.close()
 
 
 def frames_end(segment: Segment, next_lsn: int) -> int | None:

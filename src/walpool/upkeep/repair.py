@@ -50,7 +50,7 @@ def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
 
     Beside writers it looks as far as they have published: what lies behind is theirs, and nobody repairs it meanwhile.
     """
-    with closing(require_log(path)) as directory:
+    with require_log(path) as directory:
         return _plan(directory, mode)
 
 
@@ -77,22 +77,18 @@ def _published(directory: Directory) -> LogState | None:
         slots_lock = directory.open(SLOTS_LOCK)
     except (FileNotFoundError, UnsafeLog):
         return None
-    try:
-        control = Control.attach(directory, writable=False)
-    except (ControlUnusable, UnsafeLog):
-        return None
-    finally:
-        held = any_alive(slots_lock)
-        slots_lock.close()
-    try:
-        return control.state() if held else None
-    finally:
-        control.close()
+    with slots_lock:
+        try:
+            control = Control.attach(directory, writable=False)
+        except (ControlUnusable, UnsafeLog):
+            return None
+        with closing(control):
+            return control.state() if any_alive(slots_lock) else None
 
 
 def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryReport:
     """Do it, with `options.recovery` as the mode. Raises UnsafeLog while a writer has the log open."""
-    with closing(require_log(path)) as directory:
+    with require_log(path) as directory:
         directory.check_ours()
         with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
             report = rebuild(directory, options, "a repair was asked for", whole=True)
@@ -103,7 +99,7 @@ def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryRepo
 
 def discard_quarantine(path: str | os.PathLike[str], options: WriterOptions) -> Aside:
     """Remove what was moved aside; how much that was. Writers go on meanwhile. Raises UnsafeLog, LogNotFound."""
-    with closing(require_log(path)) as directory, typed_errors(directory.path):
+    with require_log(path) as directory, typed_errors(directory.path):
         directory.check_ours()
         with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
             return discard(directory)

@@ -128,10 +128,8 @@ def _used_bytes(directory: Directory, first_lsn: int, next_lsn: int) -> int:
         segment = open_segment(directory, first_lsn)
     except CorruptLog:
         return directory.size_of(segment_name(first_lsn))  # in doubt all of it is in use
-    try:
+    with segment.file:
         return used_bytes(segment, next_lsn)
-    finally:
-        segment.file.close()
 
 
 def _dated(directory: Directory, sealed: list[SealedSegment], now_ns: int) -> list[SealedSegment]:

@@ -22,18 +22,19 @@ def make_room(path: str, options: WriterOptions) -> PruneReport:
 
     Raises LogBusy when a writer has it open, which can do that itself, and what `prune` raises.
     """
-    directory = Directory(path)
-    directory.check_ours()
-    with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
-        slots_lock = directory.open(SLOTS_LOCK, WRITE)
-        try:
-            if slots.any_alive(slots_lock):
-                raise LogBusy(f"{directory.path}: a writer has the log open: let it prune")
-        finally:
-            slots_lock.close()
-        directory.unlink(PREPARED)
-        segments = list_segments(directory)
-        if not segments:
-            return PruneReport((), 0, 1, 0)
-        active = _NOTHING._replace(segment=segments[-1], tail=directory.size_of(segment_name(segments[-1])))
-        return prune(directory, active, options.retention or Retention())
+    with Directory(path) as directory:
+        directory.check_ours()
+        with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+            return _make_room(directory, options)
+
+
+def _make_room(directory: Directory, options: WriterOptions) -> PruneReport:
+    with directory.open(SLOTS_LOCK, WRITE) as slots_lock:
+        if slots.any_alive(slots_lock):
+            raise LogBusy(f"{directory.path}: a writer has the log open: let it prune")
+    directory.unlink(PREPARED)
+    segments = list_segments(directory)
+    if not segments:
+        return PruneReport((), 0, 1, 0)
+    active = _NOTHING._replace(segment=segments[-1], tail=directory.size_of(segment_name(segments[-1])))
+    return prune(directory, active, options.retention or Retention())

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from walpool.errors import CorruptLog
@@ -60,11 +61,8 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
 
     Raises LogNotFound, UnsafeLog, UnsupportedVersion; damage is in the report.
     """
-    source = Source(path)
-    try:
+    with closing(Source(path)) as source:
         return _Verification(source, progress or (lambda done, total: None)).run()
-    finally:
-        source.close()
 
 
 class _Verification:
@@ -109,11 +107,9 @@ class _Verification:
                 self._find(TORN_TAIL if torn else DAMAGE, first_lsn, 0, error.reason)
                 continue
             self._durable_lsn = max(self._durable_lsn, segment.header.durable_lsn)
-            try:
+            with segment.file:
                 report.segments += 1
                 self._segment(segment, following)
-            finally:
-                segment.file.close()
         report.next_lsn = self._lsn
         self._say_what_an_opening_does()
         return report

@@ -154,9 +154,7 @@ def load(
 @contextmanager
 def _loading_lock(options: LoadOptions, say: Callable[[str], None]) -> Iterator[int]:
     """Hold `ingest.lock`; every worker inherits its descriptor, so it is free when the last of them has ended."""
-    directory = Directory(options.log)
-    file = directory.open_or_create(INGEST_LOCK)
-    try:
+    with Directory(options.log) as directory, directory.open_or_create(INGEST_LOCK) as file:
         start_s = clock.monotonic()
         said = False
         while not try_lock_of_command(file.fd):
@@ -169,10 +167,7 @@ def _loading_lock(options: LoadOptions, say: Callable[[str], None]) -> Iterator[
                 said = True
                 say(f"waiting up to {options.wait_s:g} s for another ingest or demo on this log to end")
             clock.sleep(LOOK_AGAIN_S)
-        yield file.fd
-    finally:
-        file.close()  # the workers have ended, so this frees the lock
-        directory.close()
+        yield file.fd  # the workers have ended when this returns, so the close frees the lock
 
 
 @contextmanager
