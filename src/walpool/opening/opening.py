@@ -83,7 +83,7 @@ class OpenLog:
         if active is not None:
             files.append((os.path.basename(active.path), active))
         for name, file in files:
-            if self.directory.identity(name) != file.place:
+            if not self.directory.leads_to(name, file):
                 why = "the file was removed or replaced while the log was open"
             elif file.was_closed():
                 why = "other code of this process has closed the file's descriptor"
@@ -205,7 +205,7 @@ def _believe(directory: Directory, control: Control, slots_lock: File) -> Segmen
 
     Costs the same for every size of log: it looks at the last frame, the place behind it, and the names.
     """
-    if directory.identity(CONTROL) != control.file.place:
+    if not directory.leads_to(CONTROL, control.file):
         raise ControlUnusable("the control block was replaced")
     state = control.state()
     _believe_figures(state, control)

@@ -74,12 +74,11 @@ class Source:
 
     def look_for_control(self) -> None:
         """Attach the control block that is in force now, if any: it may have appeared or been replaced."""
-        if self.control is not None and self.control.halves[STOPPED] != RETIRED:
-            mapped = self.control.file.stat
-            if self.directory.identity(CONTROL) in (None, (mapped.st_dev, mapped.st_ino)):
-                return
-        old, self.control = self.control, None
+        old = self.control
         if old is not None:
+            if old.halves[STOPPED] != RETIRED and self.directory.identity(CONTROL) in (None, old.file.place):
+                return
+            self.control = None
             old.close()
         if self.only is None:
             try:
@@ -116,8 +115,7 @@ class Source:
 
     def has_name(self, segment: Segment) -> bool:
         """Whether the segment's name leads to the file that we have open."""
-        found = self.directory.identity(self.name_of(segment.header.first_lsn))
-        return found == (segment.file.stat.st_dev, segment.file.stat.st_ino)
+        return self.directory.leads_to(self.name_of(segment.header.first_lsn), segment.file)
 
     def state(self) -> LogState | None:
         return self.control.state() if self.control is not None else None

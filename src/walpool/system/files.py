@@ -36,12 +36,6 @@ class File(Descriptor):
     """
 
     _owner: _Owner | None = None
-    stat: os.stat_result  # as it was when opened: device, inode, owner, size
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Device and inode of what was opened."""
-        return self.stat.st_dev, self.stat.st_ino
 
     def was_closed(self) -> bool:
         """Whether other code has closed our descriptor. Its number may be a file's of its own: then we let go of it."""
@@ -170,7 +164,7 @@ class Directory(Descriptor):
             return None  # rights that were given up after the opening are no finding
         except OSError as error:
             raise typed_error(error, self.path) from error
-        if (found.st_dev, found.st_ino) == (self.stat.st_dev, self.stat.st_ino):
+        if (found.st_dev, found.st_ino) == self.place:
             return None
         return "another directory is there" if stat.S_ISDIR(found.st_mode) else "something else is there"
 
@@ -267,6 +261,10 @@ class Directory(Descriptor):
         except OSError as error:
             raise typed_error(error, self.join(name)) from error
         return found.st_dev, found.st_ino
+
+    def leads_to(self, name: str, opened: Descriptor) -> bool:
+        """Whether the name still leads to what was opened, and not to nothing or another file."""
+        return self.identity(name) == opened.place
 
     def size_of(self, name: str) -> int:
         with typed_errors(self.join(name)):

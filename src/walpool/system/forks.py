@@ -53,12 +53,18 @@ class Descriptor:
     """One open file or directory, closed in a forked child, even when the system gives it this very moment."""
 
     fd = -1
+    stat: os.stat_result  # as it was when opened: device, inode, owner, size
     is_moving = False  # between the system and `fd`: open, and known to nobody
     _lost: Collection[int] = ()  # closed in the child of a signal handler, which goes on with what we did
 
     def __init__(self, path: str) -> None:
         self.path = path
         reopen_after_fork(self)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Device and inode of what was opened."""
+        return self.stat.st_dev, self.stat.st_ino
 
     def _open(self, name: str, flags: int, mode: int = 0, dir_fd: int | None = None) -> None:
         """O_NOFOLLOW: nobody tricks us into another file. O_NONBLOCK: a FIFO would block for ever."""

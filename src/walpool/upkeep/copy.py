@@ -98,7 +98,7 @@ def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: P
         with parent, typed_errors(parent.join(name)):  # syncs and locks
             if parent.identity(name) is not None:
                 raise UnsafeLog(parent.join(name), "refused: it exists already, and a copy replaces nothing")
-            if (parent.stat.st_dev, parent.stat.st_ino) == (source.stat.st_dev, source.stat.st_ino):
+            if parent.place == source.place:
                 raise UnsafeLog(parent.join(name), "refused: it would be inside the log")
             return _copy(source, parent, name, progress or (lambda done, total: None))
 
@@ -135,7 +135,7 @@ def _take_place(parent: Directory, name: str) -> Directory:
             work = Directory(parent.join(temporary))
             if not try_lock(work.fd):
                 raise LogBusy(f"{parent.join(name)}: another copy to it is being made")
-            if parent.identity(temporary) == _identity(work):
+            if parent.leads_to(temporary, work):
                 _empty(work)
                 return work
         except LogNotFound:
@@ -144,10 +144,6 @@ def _take_place(parent: Directory, name: str) -> Directory:
             if made:
                 remove_directory(parent, temporary)
             raise
-
-
-def _identity(directory: Directory) -> tuple[int, int]:
-    return directory.stat.st_dev, directory.stat.st_ino
 
 
 def _empty(work: Directory) -> None:
@@ -163,7 +159,7 @@ def _discard(parent: Directory, name: str, work: Directory) -> None:
     """Leave nothing: also not a copy that is whole and not known to be on disk."""
     temporary = name + TEMPORARY
     try:
-        if parent.identity(name) == _identity(work):
+        if parent.leads_to(name, work):
             parent.rename(name, temporary)
         for each in work.names():
             work.unlink(each)
