@@ -134,7 +134,7 @@ def _open_in(directory: Directory, options: WriterOptions) -> OpenLog:
     if isinstance(opened, OpenLog):
         return opened
     _check_other_files(directory, options)
-    with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+    with maintenance(directory, options):
         opened = _attach(directory, options)  # another process may have done it while we waited
         if isinstance(opened, OpenLog):
             return opened
@@ -202,6 +202,11 @@ def _doubtful(directory: Directory) -> int | None:
 def lock_mode(options: WriterOptions) -> int:
     """Whoever may not write must not be able to lock writers out."""
     return 0o600 | (0o060 if options.mode & 0o020 else 0)
+
+
+def maintenance(directory: Directory, options: WriterOptions) -> Maintenance:
+    """The lock of whoever makes, recovers, repairs or prunes a log."""
+    return Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options))
 
 
 def rebuild(directory: Directory, options: WriterOptions, reason: str, *, whole: bool = False) -> RecoveryReport:

@@ -7,12 +7,10 @@ import os
 from collections.abc import Callable
 
 from walpool.errors import CorruptLog
-from walpool.format.names import MAINTENANCE_LOCK
-from walpool.opening.opening import OpenLog, lock_mode
+from walpool.opening.opening import OpenLog, maintenance
 from walpool.options import WriterOptions
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.system.failures import typed_errors
-from walpool.system.locks import Maintenance
 from walpool.upkeep.repair import require_log
 
 
@@ -42,8 +40,7 @@ def state_checkpoint(log: OpenLog, lsn: int, options: WriterOptions, settle: Cal
     if not 0 <= lsn <= last_lsn:
         raise ValueError(f"a checkpoint at LSN {lsn} is impossible: the log ends at {last_lsn}")
     settle(lsn)
-    maintenance = Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options))
-    with maintenance, typed_errors(log.directory.path):
+    with maintenance(log.directory, options), typed_errors(log.directory.path):
         try:
             stated = read_checkpoint(log.directory)
         except CorruptLog:

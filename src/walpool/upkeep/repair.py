@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from walpool.errors import LogNotFound, UnsafeLog
-from walpool.format.names import MAINTENANCE_LOCK, SLOTS_LOCK, segment_name
+from walpool.format.names import SLOTS_LOCK, segment_name
 from walpool.opening.aside import Aside, discard
-from walpool.opening.opening import lock_mode, rebuild
+from walpool.opening.opening import maintenance, rebuild
 from walpool.opening.recovery import RecoveryReport
 from walpool.opening.survey import Place, survey
 from walpool.options import RecoveryMode, WriterOptions
@@ -23,7 +23,6 @@ from walpool.shared.control import Control, ControlUnusable, LogState
 from walpool.shared.slots import any_alive
 from walpool.system.failures import typed_errors
 from walpool.system.files import Directory
-from walpool.system.locks import Maintenance
 
 log = logging.getLogger("walpool")
 
@@ -90,7 +89,7 @@ def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryRepo
     """Do it, with `options.recovery` as the mode. Raises UnsafeLog while a writer has the log open."""
     with require_log(path) as directory:
         directory.check_ours()
-        with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+        with maintenance(directory, options):
             report = rebuild(directory, options, "a repair was asked for", whole=True)
     for line in report.told(directory.path):  # when no lock is held any more
         log.warning("%s", line)
@@ -101,7 +100,7 @@ def discard_quarantine(path: str | os.PathLike[str], options: WriterOptions) -> 
     """Remove what was moved aside; how much that was. Writers go on meanwhile. Raises UnsafeLog, LogNotFound."""
     with require_log(path) as directory, typed_errors(directory.path):
         directory.check_ours()
-        with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+        with maintenance(directory, options):
             return discard(directory)
 
 

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from walpool.errors import CorruptLog
-from walpool.format.names import MAINTENANCE_LOCK, segment_name
-from walpool.opening.opening import OpenLog, lock_mode
+from walpool.format.names import segment_name
+from walpool.opening.opening import OpenLog, maintenance
 from walpool.options import Retention, WriterOptions
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
@@ -23,7 +23,6 @@ from walpool.shared.poison import refuse_poisoned
 from walpool.system import clock
 from walpool.system.failures import typed_errors
 from walpool.system.files import Directory
-from walpool.system.locks import Maintenance
 from walpool.upkeep.prepare import used_bytes
 
 
@@ -79,7 +78,7 @@ def removable(
 def apply_retention(log: OpenLog, options: WriterOptions) -> PruneReport:
     """Of an open log: the rules of `options`; without any, the checkpoint. Raises LogBusy, and what `prune` raises."""
     refuse_poisoned(log.directory, log.control)
-    with Maintenance(log.directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+    with maintenance(log.directory, options):
         return prune(log.directory, log.control.state(), options.retention or Retention())
 
 

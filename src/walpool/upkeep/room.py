@@ -4,14 +4,13 @@ Holds: only what a retention rule lets go of is removed, and what was made for l
 """
 
 from walpool.errors import LogBusy
-from walpool.format.names import MAINTENANCE_LOCK, PREPARED, SLOTS_LOCK, segment_name
-from walpool.opening.opening import lock_mode
+from walpool.format.names import PREPARED, SLOTS_LOCK, segment_name
+from walpool.opening.opening import maintenance
 from walpool.options import Retention, WriterOptions
 from walpool.shared import slots
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import LogState
 from walpool.system.files import WRITE, Directory
-from walpool.system.locks import Maintenance
 from walpool.upkeep.retention import PruneReport, prune
 
 _NOTHING = LogState(*[0] * len(LogState._fields))
@@ -24,7 +23,7 @@ def make_room(path: str, options: WriterOptions) -> PruneReport:
     """
     with Directory(path) as directory:
         directory.check_ours()
-        with Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options)):
+        with maintenance(directory, options):
             return _make_room(directory, options)
 
 
