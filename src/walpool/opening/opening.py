@@ -26,16 +26,7 @@ from walpool.opening.recovery import RecoveryReport, recover
 from walpool.options import WriterOptions
 from walpool.shared import slots
 from walpool.shared.catalog import Segment
-from walpool.shared.control import (
-    COPIED,
-    LOCKS,
-    OTHER_LAYOUT,
-    OTHER_VERSION,
-    POISONED,
-    STOPPED,
-    Control,
-    ControlUnusable,
-)
+from walpool.shared.control import COPIED, LOCKS, OTHER_LAYOUT, OTHER_VERSION, Control, ControlUnusable
 from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
 from walpool.system.failures import typed_error
@@ -164,7 +155,7 @@ def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
     control: Control | None = None
     try:
         control = Control.attach(directory, writable=True)
-        if control.halves[STOPPED] == POISONED or is_poisoned(directory):
+        if is_poisoned(directory, control):
             raise ControlUnusable(POISON)
         for name in LOCKS:
             files.append(directory.open(name, WRITE))

@@ -10,7 +10,7 @@ from walpool.format.header import HEADER_BYTES, MAGIC, WALHeader
 from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name, segment_name
 from walpool.read.walk import Extent
 from walpool.shared.catalog import Segment, list_segments, open_segment
-from walpool.shared.control import RETIRED, STOPPED, Control, ControlUnusable, LogState
+from walpool.shared.control import Control, ControlUnusable, LogState
 from walpool.shared.origin import is_another, log_id
 from walpool.system import clock
 from walpool.system.files import Directory
@@ -76,7 +76,7 @@ class Source:
         """Attach the control block that is in force now, if any: it may have appeared or been replaced."""
         old = self.control
         if old is not None:
-            if old.halves[STOPPED] != RETIRED and self.directory.identity(CONTROL) in (None, old.file.place):
+            if not old.is_retired and self.directory.identity(CONTROL) in (None, old.file.place):
                 return
             self.control = None
             old.close()

@@ -184,6 +184,16 @@ class Control:
         return slot if intent == commit + 1 else None
 
     @property
+    def is_retired(self) -> bool:
+        """Whether a newer block was put in its place."""
+        return self.halves[STOPPED] == RETIRED
+
+    @property
+    def is_poisoned(self) -> bool:
+        """Whether a sync failed."""
+        return self.halves[STOPPED] == POISONED
+
+    @property
     def durable_lsn(self) -> int:
         return self.words[DURABLE]
 

@@ -24,13 +24,13 @@ def poison(directory: Directory, control: Control, errno: int) -> None:
         pass  # the disk is failing: then the block carries the mark alone, until the reboot
 
 
-def is_poisoned(directory: Directory) -> bool:
-    return directory.identity(SYNC_FAILED) is not None
+def is_poisoned(directory: Directory, control: Control | None = None) -> bool:
+    return (control is not None and control.is_poisoned) or directory.identity(SYNC_FAILED) is not None
 
 
 def refuse_poisoned(directory: Directory, control: Control | None) -> None:
     """Raises SyncFailed: nothing is removed from such a log before it was recovered."""
-    if (control is not None and control.halves[STOPPED] == POISONED) or is_poisoned(directory):
+    if is_poisoned(directory, control):
         raise SyncFailed(
             5,
             f"{directory.path}: a sync failed, and nothing is removed from the log before it was recovered: close every"
@@ -44,7 +44,7 @@ def first_doubtful(directory: Directory, control: Control | None) -> int | None:
     0 when nobody says from where on: then what the segments vouch for is not in doubt, and everything above it is.
     Without `control`, a block of another layout is asked before the mark: it may be the only one that says so.
     """
-    if control is not None and control.halves[STOPPED] == POISONED:
+    if control is not None and control.is_poisoned:
         return _above(control.durable_lsn)
     durable_lsn = durable_when_poisoned(directory) if control is None else None
     if durable_lsn is not None:
