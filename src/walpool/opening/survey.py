@@ -14,7 +14,7 @@ from walpool.read.verdict import Asker, Verdict, judge, with_hint
 from walpool.read.walk import nobody_appends
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import list_segments
-from walpool.shared.control import LogState
+from walpool.shared.control import LogState, known_segments
 from walpool.system.files import Directory
 
 
@@ -119,10 +119,8 @@ def _scan(
     directory: Directory, segments: list[int], whole: bool, published: LogState | None, settle: Callable[[], None]
 ) -> tuple[list[SegmentScan], int]:
     """The scans of the segments from the highest durable LSN on, and that LSN."""
-    limit = None
-    if published is not None:
-        segments = [first for first in segments if first <= published.segment]  # a later one is half done
-        limit = published.tail if segments[-1:] == [published.segment] else None
+    segments = known_segments(segments, published)
+    limit = published.tail if published is not None and segments[-1:] == [published.segment] else None
     if not segments:
         return [], 0
     window = FrameWindow(1 << 18)

@@ -17,6 +17,7 @@ from walpool.read.verdict import Asker, Verdict, judge, with_hint
 from walpool.read.walk import Extent, Stop, examine, nobody_appends
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, header_is_torn
+from walpool.shared.control import known_segments
 from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
 
@@ -145,10 +146,9 @@ class Cursor:
         """Open the segment that holds `lsn` and find a place in it; False when there is none to read now."""
         source = self.source
         source.check_known()
-        segments = source.segments()
+        there = source.segments()
         state = source.state()
-        if state is not None:
-            segments = [first for first in segments if first <= state.segment]
+        segments = known_segments(there, state)
         at = max((at for at, first in enumerate(segments) if first <= lsn), default=None)
         if at is None:
             if not segments:

@@ -10,7 +10,7 @@ from walpool.format.header import HEADER_BYTES, MAGIC, WALHeader
 from walpool.format.names import APPEND_LOCK, CONTROL, parse_segment_name, segment_name
 from walpool.read.walk import Extent
 from walpool.shared.catalog import Segment, list_segments, open_segment
-from walpool.shared.control import Control, ControlUnusable, LogState
+from walpool.shared.control import Control, ControlUnusable, LogState, known_segments
 from walpool.shared.origin import is_another, log_id
 from walpool.system import clock
 from walpool.system.files import Directory
@@ -129,9 +129,7 @@ class Source:
         state = self.state()
         if state is not None and state.segment == first_lsn:
             return Extent(state.tail, live=True)
-        later = [first for first in self.segments() if first > first_lsn]
-        if state is not None:
-            later = [first for first in later if first <= state.segment]  # a rotation may be half done
+        later = [first for first in known_segments(self.segments(), state) if first > first_lsn]
         return Extent(segment.file.size(), later[0] if later else None)
 
     def settle(self) -> None:

@@ -80,6 +80,11 @@ class LogState(NamedTuple):
     last_frame: int  # offset of the last frame in the active segment, 0 when it has none
 
 
+def known_segments(segments: list[int], state: LogState | None) -> list[int]:
+    """Of a log's segments those up to the active one, all without a state: a later one is a rotation's, half done."""
+    return [first for first in segments if state is None or first <= state.segment]
+
+
 STATE = struct.Struct("=11Q")
 assert STATE.size == len(LogState._fields) * WORD <= COPIES[1] - COPIES[0]
 _LEAST_BYTES = COPIES[1] + STATE.size  # of a block of any layout

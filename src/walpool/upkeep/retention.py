@@ -16,7 +16,7 @@ from walpool.opening.opening import OpenLog, maintenance
 from walpool.options import Retention, WriterOptions
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
-from walpool.shared.control import LogState
+from walpool.shared.control import LogState, known_segments
 from walpool.shared.origin import new_origin, read_origin, write_origin
 from walpool.shared.pins import oldest_pin
 from walpool.shared.poison import refuse_poisoned
@@ -85,7 +85,7 @@ def apply_retention(log: OpenLog, options: WriterOptions) -> PruneReport:
 def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bool = False) -> PruneReport:
     """Apply the rule now. Raises CorruptLog for a damaged checkpoint file, SyncFailed for a log that has to recover."""
     refuse_poisoned(directory, None)
-    segments = [first for first in list_segments(directory) if first <= state.segment]  # a later one is half done
+    segments = known_segments(list_segments(directory), state)
     sealed = [_sealed(directory, *pair) for pair in pairwise(segments)]
     if rule.max_age is not None:
         sealed = _dated(directory, sealed, clock.time_ns())

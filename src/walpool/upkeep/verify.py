@@ -13,6 +13,7 @@ from walpool.read.verdict import Asker, Verdict, judge, with_hint
 from walpool.read.walk import Stop, Walk
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, header_is_torn, is_zero
+from walpool.shared.control import known_segments
 from walpool.shared.origin import read_origin
 
 Progress = Callable[[int, int], None]  # bytes read, bytes there are
@@ -81,7 +82,7 @@ class _Verification:
         report = self._report
         there = self._source.segments()
         state = self._source.state()  # after the names: what it names may be gone by the time they are read
-        segments = [first for first in there if state is None or first <= state.segment]
+        segments = known_segments(there, state)
         self._total = sum(self._size(first) for first in segments)
         report.first_lsn = self._lsn = segments[0]
         self._check_beginning(segments[0])
