@@ -19,12 +19,12 @@ from walpool.opening.survey import Place, Survey, survey
 from walpool.options import RecoveryMode
 from walpool.read.scan import scan_segment
 from walpool.read.window import FrameWindow
-from walpool.shared.catalog import Segment, is_zero, open_segment
+from walpool.shared.catalog import Segment, is_zero, new_marker, open_segment
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import LogState, create_control, last_totals, leftover
 from walpool.shared.origin import new_origin, write_origin
 from walpool.shared.poison import lift
-from walpool.system import clock, processes
+from walpool.system import clock
 from walpool.system.failures import in_words
 from walpool.system.files import CREATE, Directory
 from walpool.system.paths import sync_path_to
@@ -250,7 +250,7 @@ def _start_segment(directory: Directory, found: Survey, quarantined: list[str], 
         sequence=found.sequence + 1,
         first_lsn=found.next_lsn,
         durable_lsn=found.next_lsn - 1,
-        marker=processes.random_word() & 0xFFFFFFFF,
+        marker=new_marker(),
     )
     file = directory.open(NEW_SEGMENT, CREATE, file_mode)
     try:

@@ -15,8 +15,8 @@ from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.opening.aside import NEW_SEGMENT, move_aside, put_in_place
 from walpool.read.walk import Extent, Walk
 from walpool.read.window import FrameWindow
-from walpool.shared.catalog import list_segments, open_segment
-from walpool.system import clock, processes
+from walpool.shared.catalog import list_segments, new_marker, open_segment
+from walpool.system import clock
 from walpool.system.files import CREATE, Directory, File
 
 
@@ -51,7 +51,7 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
 
 def _copy(directory: Directory, segments: list[int], inside: list[int], first_lsn: int, to: File) -> tuple[int, int]:
     """Write header and frames; the first LSN copied, and one past the last."""
-    marker = processes.random_word() & 0xFFFFFFFF
+    marker = new_marker()
     window = FrameWindow(1 << 18)
     lsn = first_lsn
     at = HEADER_BYTES

@@ -11,6 +11,7 @@ from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import parse_segment_name, segment_name
 from walpool.options import MAX_SIZE_LIMIT
+from walpool.system import processes
 from walpool.system.files import CREATE, READ, WRITE, Directory, File
 
 MAX_SEGMENTS = 1_000_000
@@ -53,6 +54,11 @@ def open_segment(directory: Directory, first_lsn: int, *, writable: bool = False
         file.close()
         raise
     return Segment(file, header)
+
+
+def new_marker() -> int:
+    """That of a new segment: random, and never 0."""
+    return processes.random_word() & 0xFFFFFFFF
 
 
 def header_is_torn(directory: Directory, name: str) -> bool:
