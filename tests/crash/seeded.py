@@ -459,7 +459,7 @@ BUGS = [
     Bug(
         "damage is called so beside an append that is under way",
         "read/walk.py",
-        "    if not behind.entries:\n        settle()\n",
+        "    if not behind.entries:\n        wait()\n",
         "",
         "tests/upkeep/test_beside_writers.py",
     ),

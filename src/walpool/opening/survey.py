@@ -56,18 +56,18 @@ def survey(
     *,
     whole: bool = False,
     published: LogState | None = None,
-    settle: Callable[[], None] = nobody_appends,
+    wait: Callable[[], None] = nobody_appends,
 ) -> Survey:
     """Read from the highest durable LSN in the last segments forward, and decide about each damage.
 
     With `whole`, from the first segment on: for `repair`. Beside writers, `published` says how far the log goes, or, if
-    nobody can tell, `settle` waits for an append that is under way before a place is looked at again.
+    nobody can tell, `wait` waits for an append that is under way before a place is looked at again.
     Raises CorruptLog where `mode` refuses.
     """
     while True:
         segments = list_segments(directory)
         try:
-            scans, durable_lsn = _scan(directory, segments, whole, published, settle)
+            scans, durable_lsn = _scan(directory, segments, whole, published, wait)
             break
         except FileNotFoundError:
             if list_segments(directory) == segments:
@@ -116,7 +116,7 @@ def survey(
 
 
 def _scan(
-    directory: Directory, segments: list[int], whole: bool, published: LogState | None, settle: Callable[[], None]
+    directory: Directory, segments: list[int], whole: bool, published: LogState | None, wait: Callable[[], None]
 ) -> tuple[list[SegmentScan], int]:
     """The scans of the segments from the highest durable LSN on, and that LSN."""
     segments = known_segments(segments, published)
@@ -124,7 +124,7 @@ def _scan(
     if not segments:
         return [], 0
     window = FrameWindow(1 << 18)
-    look = partial(scan_segment, directory, window=window, settle=settle)
+    look = partial(scan_segment, directory, window=window, wait=wait)
     newest = look(segments[-1], None, limit=limit)
     durable_lsn = newest.durable_lsn
     back = len(segments) - 1  # the last segment whose header can be read has the last word on what is durable

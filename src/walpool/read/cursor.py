@@ -257,8 +257,9 @@ class Cursor:
         if first and first[0] > segment.header.first_lsn:  # removed under us, and those after it
             source.check_place()
             raise LSNUnavailable(lsn, first[0], source.path)
-        settle = source.settle if extent.live or extent.limit_lsn is not None or self._mode in _SURE else nobody_appends
-        stop = examine(segment, self.window, lsn, found, extent, lambda: source.extent(segment), settle)
+        wanted = extent.live or extent.limit_lsn is not None or self._mode in _SURE
+        wait = source.wait_for_append if wanted else nobody_appends
+        stop = examine(segment, self.window, lsn, found, extent, lambda: source.extent(segment), wait)
         if stop is not None and not stop.reason:
             return False
         if stop is None or self._moved():
@@ -309,7 +310,7 @@ class Cursor:
         last = at == len(segments) - 1
         try:
             torn = last and source.control is None and header_is_torn(source.directory, source.name_of(first_lsn))
-            source.settle()
+            source.wait_for_append()
             source.open(first_lsn).file.close()
             return True  # it was being made when we looked
         except FileNotFoundError:

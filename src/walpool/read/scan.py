@@ -42,11 +42,11 @@ def scan_segment(
     window: FrameWindow,
     *,
     limit: int | None = None,
-    settle: Callable[[], None] = nobody_appends,
+    wait: Callable[[], None] = nobody_appends,
 ) -> SegmentScan:
     """Read a segment's frames, up to `limit_lsn` (the next segment's first) or until they stop. Changes nothing.
 
-    Beside a writer, `limit` is the offset up to which it has published, if that is known, and `settle` waits for an
+    Beside a writer, `limit` is the offset up to which it has published, if that is known, and `wait` waits for an
     append that is under way.
     Raises FileNotFoundError when it is gone, UnsupportedVersion for a newer one. All damage is in the answer.
     """
@@ -54,7 +54,7 @@ def scan_segment(
         try:
             segment = open_segment(directory, first_lsn)
         except CorruptLog:
-            settle()  # it may have been under way to its name
+            wait()  # it may have been under way to its name
             segment = open_segment(directory, first_lsn)
     except CorruptLog as error:
         behind = _behind_lost_header(directory, first_lsn)
@@ -74,7 +74,7 @@ def scan_segment(
                 durable_lsn = max(durable_lsn, frame.durable_lsn)
                 if frame.count == 1:
                     largest = max(largest, frame.end - frame.body)
-            stop = walk.stop(settle)
+            stop = walk.stop(wait)
         whole = stop.whole.durable_lsn if stop.whole is not None else 0
         return SegmentScan(
             first_lsn=first_lsn,

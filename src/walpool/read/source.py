@@ -132,8 +132,8 @@ class Source:
         later = [first for first in known_segments(self.segments(), state) if first > first_lsn]
         return Extent(segment.file.size(), later[0] if later else None)
 
-    def settle(self) -> None:
-        settle(self.directory)
+    def wait_for_append(self) -> None:
+        wait_for_append(self.directory)
 
     def close(self) -> None:
         if self.control is not None:
@@ -142,7 +142,7 @@ class Source:
         self.directory.close()
 
 
-def settle(directory: Directory) -> None:
+def wait_for_append(directory: Directory) -> None:
     """Wait until no append is under way: loads of the control block were in order on any machine, then."""
     try:
         file = directory.open(APPEND_LOCK)

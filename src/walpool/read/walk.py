@@ -118,14 +118,14 @@ class Walk:
         """Whether other bytes than zeros stood, at the first look, where the frames stopped."""
         return isinstance(self._found, Damage)
 
-    def stop(self, settle: Callable[[], None] = nobody_appends) -> Stop | None:
+    def stop(self, wait: Callable[[], None] = nobody_appends) -> Stop | None:
         """Why the frames have stopped; None when, looked at again, a frame stands there: iterate again.
 
-        `settle` waits for an append that is under way.
+        `wait` returns once no append is under way.
         """
         if self._found is None:
             return self._misfit or Stop(self.offset, self.lsn)
-        return examine(self._segment, self._window, self.lsn, self._found, self.extent, self._grown, settle)
+        return examine(self._segment, self._window, self.lsn, self._found, self.extent, self._grown, wait)
 
     def _grown(self) -> Extent:
         """The extent as it is meanwhile: a published tail stays where it was when the walk began."""
@@ -150,7 +150,7 @@ def examine(
     found: End | Damage,
     extent: Extent,
     now: Callable[[], Extent],
-    settle: Callable[[], None],
+    wait: Callable[[], None],
 ) -> Stop | None:
     """What the place is at which `window` stands, and LSN `lsn` should; None: a frame does by now. The window stays.
 
@@ -164,7 +164,7 @@ def examine(
     if blank and extent.limit_lsn is None and not extent.live:
         return Stop(offset, lsn)  # zeros: space that was allocated and not used
     if not behind.entries:
-        settle()
+        wait()
     window.start(segment, offset)
     extent = now()
     again = window.next(lsn, extent.limit)

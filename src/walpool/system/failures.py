@@ -11,7 +11,7 @@ from types import TracebackType
 from walpool.errors import IOFailed, LogFull, LogNotFound, UnsafeLog, WALError
 from walpool.system.calls import calls
 
-log = logging.getLogger("walpool")
+logger = logging.getLogger("walpool")
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK}
@@ -136,7 +136,7 @@ def say_once(path: str, subject: str, text: str, level: int = logging.WARNING) -
     mine = object()
     same = re.sub(r"\d+", "", text)  # whatever LSN, offset or time it was this time
     if texts.setdefault(same, mine) is mine:  # one step: threads that meet the same thing at once say it once
-        log.log(level, "%s", text)
+        logger.log(level, "%s", text)
 
 
 def over(path: str, subject: str) -> None:

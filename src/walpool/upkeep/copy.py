@@ -20,7 +20,7 @@ from walpool.errors import CorruptLog, LogBusy, LogNotFound, UnsafeLog, WALError
 from walpool.format.names import CHECKPOINT, ORIGIN, parse_segment_name, segment_name
 from walpool.options import RecoveryMode
 from walpool.read.scan import scan_segment
-from walpool.read.source import settle
+from walpool.read.source import wait_for_append
 from walpool.read.verdict import Asker, Verdict, judge
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import CHUNK_BYTES, header_is_torn, list_segments
@@ -36,7 +36,7 @@ from walpool.system.reflink import reflink
 from walpool.upkeep.repair import require_log
 from walpool.upkeep.verify import verify
 
-log = logging.getLogger("walpool")
+logger = logging.getLogger("walpool")
 
 Progress = Callable[[int, int], None]  # bytes copied, bytes there are
 TEMPORARY = ".walpool-copy"  # behind the name of the copy that is being made
@@ -165,7 +165,9 @@ def _discard(parent: Directory, name: str, work: Directory) -> None:
             work.unlink(each)
         remove_directory(parent, temporary)
     except (OSError, WALError) as error:
-        log.warning("%s: what there was of the copy could not be removed: %s", parent.join(temporary), in_words(error))
+        logger.warning(
+            "%s: what there was of the copy could not be removed: %s", parent.join(temporary), in_words(error)
+        )
 
 
 # The copying
@@ -202,7 +204,7 @@ def _checkpoint(source: Directory) -> int:
     try:
         return read_checkpoint(source)
     except CorruptLog as error:
-        log.warning("%s; the copy has none", error)
+        logger.warning("%s; the copy has none", error)
         return 0  # then nothing is covered: more is kept, never less
 
 
@@ -230,7 +232,7 @@ def _note_end(source: Directory) -> _End:
 def _end_of_frames(source: Directory) -> _End:
     following = None
     for first_lsn in reversed(list_segments(source)):
-        scan = scan_segment(source, first_lsn, following, FrameWindow(1 << 18), settle=partial(settle, source))
+        scan = scan_segment(source, first_lsn, following, FrameWindow(1 << 18), wait=partial(wait_for_append, source))
         if not scan.sequence and following is None and header_is_torn(source, segment_name(first_lsn)):
             following = first_lsn  # it was being made when everything ended
             continue

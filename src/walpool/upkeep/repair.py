@@ -17,14 +17,14 @@ from walpool.opening.opening import maintenance, rebuild
 from walpool.opening.recovery import RecoveryReport
 from walpool.opening.survey import Place, survey
 from walpool.options import RecoveryMode, WriterOptions
-from walpool.read.source import settle
+from walpool.read.source import wait_for_append
 from walpool.shared.catalog import list_segments
 from walpool.shared.control import Control, ControlUnusable, LogState
 from walpool.shared.slots import any_alive
 from walpool.system.failures import typed_errors
 from walpool.system.files import Directory
 
-log = logging.getLogger("walpool")
+logger = logging.getLogger("walpool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def plan_repair(path: str | os.PathLike[str], mode: RecoveryMode) -> RepairPlan:
 
 
 def _plan(directory: Directory, mode: RecoveryMode) -> RepairPlan:
-    look = partial(survey, directory, mode, whole=True, settle=partial(settle, directory))
+    look = partial(survey, directory, mode, whole=True, wait=partial(wait_for_append, directory))
     found = look(published=_published(directory))
     while not found.segments and list_segments(directory):  # retention has removed all that had been published by then
         found = look(published=_published(directory))
@@ -92,7 +92,7 @@ def repair(path: str | os.PathLike[str], options: WriterOptions) -> RecoveryRepo
         with maintenance(directory, options):
             report = rebuild(directory, options, "a repair was asked for", whole=True)
     for line in report.told(directory.path):  # when no lock is held any more
-        log.warning("%s", line)
+        logger.warning("%s", line)
     return report
 
 

@@ -119,7 +119,7 @@ class _Verification:
         try:
             return self._source.open(first_lsn)
         except CorruptLog:
-            self._source.settle()  # it may have been under way to its name
+            self._source.wait_for_append()  # it may have been under way to its name
             return self._source.open(first_lsn)
 
     def _is_torn(self, first_lsn: int) -> bool:
@@ -151,7 +151,7 @@ class _Verification:
                 self._count(frame)
                 self._done = before + walk.offset
                 self._progress(self._done, self._total)
-            stop = walk.stop(self._source.settle)
+            stop = walk.stop(self._source.wait_for_append)
             self._lsn = walk.lsn
             if stop is not None and not (stop.reason and self._resume(segment, walk, stop)):
                 break

@@ -25,7 +25,7 @@ from walpool.cli.pool.ledger import without_published
 from walpool.cli.pool.lines import Parcel, Run
 from walpool.cli.pool.worker import Done, Failed, WorkerOptions
 
-log = logging.getLogger("walpool")
+logger = logging.getLogger("walpool")
 
 MAX_WORKERS = 64
 MAX_FRUITLESS_DEATHS = 5  # of a worker and its successors, none of which appended a line
@@ -123,7 +123,7 @@ class Crew:
                 return True
             self._wait(feed)
         for worker in self._dismiss():
-            self._settle(worker)
+            self._count_published(worker)
         return False
 
     def _busy(self) -> bool:
@@ -196,7 +196,7 @@ class Crew:
             self._replace(worker)
             return
         for text in answer.logged:
-            log.warning("%s", text)  # as if it had happened here: what all workers met is said once
+            logger.warning("%s", text)  # as if it had happened here: what all workers met is said once
         if isinstance(answer, Failed):
             raise CommandError(answer.code, f"{answer.message} (lines appended before it stay in the log)")
         parcel, worker.parcel = worker.parcel, None
@@ -207,7 +207,7 @@ class Crew:
     def _replace(self, worker: Worker) -> None:
         """Reap a dead worker; if it left lines behind, start a successor with them."""
         ending = self._reap(worker)
-        published, missing = self._settle(worker)
+        published, missing = self._count_published(worker)
         self.tally.replaced += 1
         left = sum(run.count for run in missing)
         self._hooks.say(f"worker {worker.process.pid} {ending}; {left:,} of its lines were not in the log yet")
@@ -234,7 +234,7 @@ class Crew:
             return f"was killed by {signal.Signals(-code).name}"
         return f"was killed by signal {-code}"
 
-    def _settle(self, worker: Worker) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    def _count_published(self, worker: Worker) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
         """Count what a reaped worker published of its parcel; that, and what is missing."""
         if worker.parcel is None:
             return (), ()
