@@ -104,7 +104,7 @@ def file_holds_frames(file: File) -> bool:
     return any(file.read(FRAME_BYTES, HEADER_BYTES))
 
 
-def create_segment(directory: Directory, header: WALHeader, mode: int) -> Segment:
+def create_segment(directory: Directory, header: WALHeader, file_mode: int) -> Segment:
     """Make a segment, or finish one that a killed process left without a whole header.
 
     Lock: append. Nothing can be in a file of this name but a header and zeros, because frames are appended to a
@@ -112,7 +112,7 @@ def create_segment(directory: Directory, header: WALHeader, mode: int) -> Segmen
     """
     name = segment_name(header.first_lsn)
     try:
-        file = directory.open(name, CREATE, mode)
+        file = directory.open(name, CREATE, file_mode)
     except FileExistsError:
         file = directory.open(name, WRITE)
         if file_holds_frames(file):

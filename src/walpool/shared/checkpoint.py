@@ -42,13 +42,13 @@ def read_checkpoint(directory: Directory) -> int:
     raise CorruptLog(file.path, 0, 0, "this is no whole checkpoint; state it again, or remove the file")
 
 
-def write_checkpoint(directory: Directory, lsn: int, mode: int) -> None:
+def write_checkpoint(directory: Directory, lsn: int, file_mode: int) -> None:
     """Durable when this returns. Lock: maintenance."""
     stated = CHECKPOINT_FILE.pack(_MAGIC, lsn, clock.time_ns(), 0, 0)
     crc = crc32c(stated[:_CRC_AT])
     directory.unlink(_NEW)  # of a process that was killed here
     try:
-        with directory.open(_NEW, CREATE, mode) as file:
+        with directory.open(_NEW, CREATE, file_mode) as file:
             file.write(stated[:_CRC_AT] + crc.to_bytes(4, "little") + bytes(4), 0)
             file.sync()
     except (OSError, WALError):

@@ -287,7 +287,7 @@ def _block_in_place(directory: Directory) -> tuple[bytes, str | None]:
         return block, _problem_of(block, file)
 
 
-def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, mode: int) -> None:
+def create_control(directory: Directory, state: LogState, durable_lsn: int, totals: Totals, file_mode: int) -> None:
     """Make the block under a temporary name and put it in place. Lock: maintenance and append.
 
     A block that was in place is retired first, so that processes that map it notice.
@@ -295,7 +295,7 @@ def create_control(directory: Directory, state: LogState, durable_lsn: int, tota
     generation = processes.random_word()
     name = f"{CONTROL}.{generation:016x}.tmp"
     try:
-        with directory.open(name, CREATE, mode) as file:
+        with directory.open(name, CREATE, file_mode) as file:
             allocate(file, CONTROL_BYTES)  # a full disk shows here, as LogFull
             image = bytearray(CONTROL_BYTES)
             words = memoryview(image).cast("Q")

@@ -71,12 +71,12 @@ def is_another(directory: Directory, known: bytes | None) -> bool:
     return found is not None and found != known
 
 
-def write_origin(directory: Directory, origin: Origin, mode: int, *, durable: bool) -> None:
+def write_origin(directory: Directory, origin: Origin, file_mode: int, *, durable: bool) -> None:
     """Durable when this returns, if asked for: a log whose note is lost says nothing, and that is no finding."""
     stated = ORIGIN_FILE.pack(_MAGIC, *origin, 0, 0)[:_CRC_AT]
     directory.unlink(_NEW)  # of a process that was killed here
     try:
-        with directory.open(_NEW, CREATE, mode) as file:
+        with directory.open(_NEW, CREATE, file_mode) as file:
             file.write(stated + crc32c(stated).to_bytes(4, "little") + bytes(4), 0)
             if durable:
                 file.sync()

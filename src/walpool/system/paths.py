@@ -11,14 +11,14 @@ from walpool.system.files import Directory
 from walpool.system.forks import close_descriptor
 
 
-def create_directory(path: str | os.PathLike[str], mode: int) -> None:
+def create_directory(path: str | os.PathLike[str], file_mode: int) -> None:
     """The log's directory, and its parents, unless they are there; `sync_path_to` makes them durable.
 
-    `mode` is that of the files in it; the directory gets an x bit for each r bit, and, when a group may write, the
+    `file_mode` is that of the files in it; the directory gets an x bit for each r bit, and, when a group may write, the
     setgid bit: whoever makes a file in it makes it for that group. Parents keep the umask's mode.
     """
     place = os.path.abspath(os.fspath(path))
-    bits = mode | (mode & 0o444) >> 2 | (stat.S_ISGID if mode & stat.S_IWGRP else 0)
+    bits = file_mode | (file_mode & 0o444) >> 2 | (stat.S_ISGID if file_mode & stat.S_IWGRP else 0)
     with typed_errors(place):
         try:
             try:
