@@ -18,7 +18,7 @@ from walpool.shared.control import (
     Totals,
     create_control,
 )
-from walpool.shared.slots import Owner, Slot, alive, owner_of, pid_of
+from walpool.shared.slots import Owner, Slot, alive, owner_of
 from walpool.system import processes
 from walpool.system.files import READ, WRITE, Directory, File
 
@@ -97,10 +97,10 @@ def test_many_living_slots_are_all_seen(directory: Directory, control: Control) 
 def test_a_slot_says_whose_it_is(directory: Directory, control: Control) -> None:
     file = another(directory)
     slot = Slot(file, control)
-    assert pid_of(control, slot.number) == processes.pid()
+    assert owner_of(control, slot.number).pid == processes.pid()
     assert owner_of(control, slot.number) == Owner.of(processes.pid(), processes.pid_namespace())
     assert owner_of(control, slot.number).is_of(processes.pid_namespace())
-    assert pid_of(control, 60_000) == 0, "beyond the rows of the block nobody knows"
+    assert owner_of(control, 60_000).pid == 0, "beyond the rows of the block nobody knows"
     file.close()
 
 

@@ -31,7 +31,6 @@ class Progress:
         self._colour = self._live and not setting("NO_COLOR")
         self._doing = doing
         self._total_bytes = total_bytes
-        self._done_bytes = 0
         self._next_s = monotonic() + (REDRAW_S if self._live else PLAIN_S)
         self._drawn = False
         self._marks = [(monotonic(), 0)]  # when there were how many lines

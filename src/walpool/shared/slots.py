@@ -77,11 +77,6 @@ def owner_of(control: Control, slot: int) -> Owner:
     return Owner(word & _LOW, word >> 32)
 
 
-def pid_of(control: Control, slot: int) -> int:
-    """The process id that slot's writer stated, 0 when unknown."""
-    return owner_of(control, slot).pid
-
-
 def holders(directory: Directory, held: Iterable[int]) -> str:
     """For people, of whoever finds slots held: the writers in them, as far as their rows say who they are."""
     try:

@@ -174,7 +174,7 @@ class MonitorApp(App[None]):
             f"{self._path}  {rate(since.entries_per_s)} entries/s  {amount(since.bytes_per_s)}/s{paused}"
         )
         self._text["left"].update("\n".join(left(now, since)), layout=False)
-        self._text["right"].update("\n".join(right(now, window)), layout=False)
+        self._text["right"].update("\n".join(right(window)), layout=False)
         self._plot.data = list(self._rates)
         self._draw_writers(now, since)
         self._text["rest"].update("\n".join(below(now)))
@@ -263,7 +263,7 @@ def left(now: Snapshot, since: Delta) -> list[str]:
     ]
 
 
-def right(now: Snapshot, window: Delta) -> list[str]:
+def right(window: Delta) -> list[str]:
     return [
         f"append   {spread(window.append_duration)}",
         f"sync     {spread(window.sync_duration)}",

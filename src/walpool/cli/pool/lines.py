@@ -76,9 +76,6 @@ class Run:
         """The run of `lines[start:end]`, where `lines` is `self.lines()`."""
         return Run(self.name, self.first_line + start, end - start, b"\n".join(lines[start:end]) + b"\n")
 
-    def key(self, index: int) -> bytes:
-        return b"%b:%d" % (self.name, self.first_line + index)
-
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
@@ -89,10 +86,6 @@ class Parcel:
     @property
     def count(self) -> int:
         return sum(run.count for run in self.runs)
-
-    @property
-    def size(self) -> int:
-        return sum(len(run.data) for run in self.runs)
 
 
 class LineCutter:
