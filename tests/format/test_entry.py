@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.format import layout
 from walpool import CorruptLog, EntryTooLarge, Operation, UnsupportedVersion, WALEntry, WALReader, WALWriter
-from walpool.format.body import check_body
-from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES, BodyError, decode_body, encode_entries
+from walpool.format.body import BodyError, check_body, decode_body
+from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES, encode_entries
 
 ENTRIES = st.builds(
     WALEntry,

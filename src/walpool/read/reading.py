@@ -10,7 +10,8 @@ from operator import length_hint
 from typing import Generic, cast
 
 from walpool.errors import LogClosed
-from walpool.format.entry import B, BodyError, WALEntry, decode_body
+from walpool.format.body import BodyError, decode_body
+from walpool.format.entry import B, WALEntry
 from walpool.format.frame import Frame
 from walpool.options import RecoveryMode
 from walpool.read.cursor import Cursor, Start
