@@ -198,7 +198,11 @@ def encode_entries(entries: Iterable[WALEntry]) -> Body:
     put, delete = Operation.PUT, Operation.DELETE
     largest = 0
     try:
-        for operation, key, value, timestamp, _ in entries:
+        for entry in entries:
+            try:
+                operation, key, value, timestamp, _ = entry
+            except ValueError as error:  # too many fields, or too few
+                raise TypeError(str(error)) from None
             if type(key) is not bytes or type(value) is not bytes:
                 key, value = as_bytes("key", key), as_bytes("value", value)
             key_bytes = len(key)
@@ -221,9 +225,7 @@ def encode_entries(entries: Iterable[WALEntry]) -> Body:
             add(value)
     except struct.error:
         raise bad_timestamp(timestamp) from None
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and "values to unpack" not in str(error):
-            raise
+    except TypeError as error:
         raise TypeError(f"entry {len(parts) // 3} of the batch: {error}; a batch takes WALEntry objects") from None
     return tuple.__new__(
         Body, (b"".join(parts), len(parts) // 3, largest + ENTRY_BYTES)
