@@ -11,6 +11,7 @@ from types import ModuleType
 from crc32c import crc32c
 
 from walpool.format import entry, frame, header, names
+from walpool.format.body import ALONE_MARKER
 from walpool.format.entry import WALEntry, encode_entries
 from walpool.format.frame import FRAME_REST, seal
 from walpool.format.header import WALHeader
@@ -112,7 +113,7 @@ Zero is never a marker, an operation or a count, so that space which reads as ze
 offset, the next marker whose checksum fits is a frame: the marker is random for each segment, and the first LSN must
 fit its neighbours.
 
-An entry encoded on its own (`WALEntry.encode`) is a frame with marker {frame.ALONE_MARKER:#x}, LSN 0 and times 0.
+An entry encoded on its own (`WALEntry.encode`) is a frame with marker {ALONE_MARKER:#x}, LSN 0 and times 0.
 
 ## A segment, byte by byte
 

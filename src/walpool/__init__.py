@@ -31,7 +31,8 @@ from walpool.format.header import WALHeader
 from walpool.opening.recovery import RecoveryReport
 from walpool.opening.survey import Place
 from walpool.options import RecoveryMode, Retention, SyncMode
-from walpool.read.reader import ReadBatch, ReaderStats, WALReader
+from walpool.read.reader import WALReader
+from walpool.read.reading import ReadBatch, ReaderStats
 from walpool.shared.control import ControlUnusable
 from walpool.shared.figures.fields import Failures, ReaderRow, WriterRow
 from walpool.shared.figures.histogram import Histogram

@@ -28,8 +28,9 @@ from crc32c import crc32c
 
 from tests.format import layout
 from walpool import CorruptLog, Operation, UnsupportedVersion, WALEntry, WALHeader
-from walpool.format.entry import BodyError, decode_body, encode_entries
-from walpool.format.frame import ALONE_MARKER, FRAME_BYTES, Frame, SearchExhausted, find_frames, read_frame
+from walpool.format.body import ALONE_MARKER, BodyError, decode_body
+from walpool.format.entry import encode_entries
+from walpool.format.frame import FRAME_BYTES, Frame, SearchExhausted, find_frames, read_frame
 from walpool.format.names import MAX_LSN
 from walpool.shared import control, rows_file, slot_rows
 from walpool.shared.checkpoint import read_checkpoint
@@ -346,6 +347,12 @@ class _Held:
 
     def read(self, length: int, offset: int) -> bytes:
         return self.data[max(0, offset) : max(0, offset) + max(0, length)]
+
+    def __enter__(self) -> _Held:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         pass

@@ -2,6 +2,7 @@
 
 import array
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.format import layout
 from walpool import CorruptLog, EntryTooLarge, Operation, UnsupportedVersion, WALEntry, WALReader, WALWriter
-from walpool.format.body import check_body
-from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES, BodyError, decode_body, encode_entries
+from walpool.format.body import BodyError, check_body, decode_body
+from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES, encode_entries
 
 ENTRIES = st.builds(
     WALEntry,
@@ -175,6 +176,15 @@ def test_a_batch_that_is_not_iterable_is_a_type_error(untouched: Untouched) -> N
     for wrong in (None, 5, ENTRY):
         with pytest.raises(TypeError):
             untouched.writer.append_batch(wrong)
+
+
+def test_what_the_callers_own_iterable_raises_is_told_as_it_is(untouched: Untouched) -> None:
+    def entries() -> Iterator[WALEntry]:
+        yield WALEntry.put(b"k", b"v")
+        raise ValueError("not enough values to unpack from a file of the caller's")
+
+    with pytest.raises(ValueError, match=r"of the caller's$"):
+        untouched.writer.append_batch(entries())
 
 
 @pytest.mark.parametrize("operation", [0, 3, 15, 16, -1])

@@ -149,6 +149,6 @@ def test_appends_wait_when_syncs_do_not_keep_up_with_the_interval(log: Path) -> 
 
         warned: list[str] = []
         with held(log, "sync.lock"), pytest.MonkeyPatch.context() as patch:
-            patch.setattr("walpool.system.failures.log.log", lambda *args: warned.append(str(args)))
+            patch.setattr("walpool.system.failures.logger.log", lambda *args: warned.append(str(args)))
             until(refused, "an append waits for the disk")
         assert any("not known to be on disk" in text for text in warned)

@@ -17,11 +17,9 @@ from itertools import repeat
 from time import time_ns  # the one call outside `system`: the default of WALEntry.timestamp, and it cannot fail
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
-from walpool.errors import CorruptLog, EntryTooLarge
+from walpool.errors import EntryTooLarge
 
 ENTRY = struct.Struct("<I I Q")
-LENGTHS = struct.Struct("<Q")  # both lengths at once
-_TIMESTAMP = struct.Struct("<Q")
 ENTRY_BYTES = 16
 assert ENTRY.size == ENTRY_BYTES
 
@@ -29,7 +27,6 @@ COLUMNS_FROM = 8  # entries; for fewer the columns cost more than they save
 COPIED_TWICE = 4096  # bytes of key and value; packing more of them by columns copies more than it saves
 MAX_KEY_BYTES = 1 << 20
 MAX_VALUE_BYTES = 10 << 20
-_KEY_MASK = (1 << 28) - 1
 
 Bytes = bytes | bytearray | memoryview
 
@@ -58,7 +55,6 @@ class Operation(IntEnum):
 
 PUT_BITS = Operation.PUT << 28
 DELETE_BITS = Operation.DELETE << 28
-_OPERATIONS = {1: Operation.PUT, 2: Operation.DELETE}
 
 
 class WALEntry(NamedTuple, Generic[B]):
@@ -110,7 +106,7 @@ class WALEntry(NamedTuple, Generic[B]):
             TypeError, ValueError: for a field that cannot be.
             EntryTooLarge: split it, or keep it elsewhere.
         """
-        from walpool.format.frame import encode_alone
+        from walpool.format.body import encode_alone  # late: it makes entries
 
         return encode_alone(encode_entries([self])[0])
 
@@ -126,7 +122,7 @@ class WALEntry(NamedTuple, Generic[B]):
             CorruptLog: for anything else than one intact entry.
             UnsupportedVersion: written by a newer walpool: upgrade.
         """
-        from walpool.format.frame import decode_alone
+        from walpool.format.body import decode_alone
 
         return decode_alone(data)
 
@@ -202,7 +198,11 @@ def encode_entries(entries: Iterable[WALEntry]) -> Body:
     put, delete = Operation.PUT, Operation.DELETE
     largest = 0
     try:
-        for operation, key, value, timestamp, _ in entries:
+        for entry in entries:
+            try:
+                operation, key, value, timestamp, _ = entry
+            except ValueError as error:  # too many fields, or too few
+                raise TypeError(str(error)) from None
             if type(key) is not bytes or type(value) is not bytes:
                 key, value = as_bytes("key", key), as_bytes("value", value)
             key_bytes = len(key)
@@ -225,9 +225,7 @@ def encode_entries(entries: Iterable[WALEntry]) -> Body:
             add(value)
     except struct.error:
         raise bad_timestamp(timestamp) from None
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and "values to unpack" not in str(error):
-            raise
+    except TypeError as error:
         raise TypeError(f"entry {len(parts) // 3} of the batch: {error}; a batch takes WALEntry objects") from None
     return tuple.__new__(
         Body, (b"".join(parts), len(parts) // 3, largest + ENTRY_BYTES)
@@ -260,91 +258,3 @@ def _encode_columns(entries: list[WALEntry]) -> Body | None:
 @lru_cache(maxsize=4096)
 def _put_of(key_bytes: int, value_bytes: int) -> Callable[..., bytes]:
     return struct.Struct(f"<I I Q {key_bytes}s {value_bytes}s").pack
-
-
-@lru_cache(maxsize=4096)
-def shape_of(lengths: int) -> tuple[Callable[..., tuple[int, bytes, bytes]], int, Operation]:
-    """How to read entries whose first 8 bytes are `lengths`: reader of (timestamp, key, value), size, operation."""
-    bits, value_bytes = lengths & 0xFFFFFFFF, lengths >> 32
-    key_bytes = bits & _KEY_MASK
-    operation = _OPERATIONS.get(bits >> 28)
-    if operation is None:
-        raise BodyError(f"an entry of the frame has the unknown operation {bits >> 28}")
-    if key_bytes > MAX_KEY_BYTES or value_bytes > MAX_VALUE_BYTES:
-        raise BodyError(f"an entry of the frame has impossible lengths {key_bytes}, {value_bytes}")
-    reader = struct.Struct(f"<8x Q {key_bytes}s {value_bytes}s")
-    return reader.unpack_from, reader.size, operation
-
-
-def decode_body(
-    data: Bytes, start: int, end: int, count: int, first_lsn: int, *, views: bool = False
-) -> list[WALEntry]:
-    """All entries of a frame's body, `data[start:end]`; LSNs count up from `first_lsn`.
-
-    Keys and values are bytes, or, with `views`, slices of `data`. Raises BodyError when lengths do not add up:
-    with a checksum that matched, that is a writer's bug or forged bytes.
-
-    Entries of one batch often have one shape. Then all of them are taken out of the buffer by columns: 0.32 us an entry
-    of 116 bytes; else one unpack an entry takes timestamp, key and value: 0.49, against 0.63 for slicing
-    (tools/bench.py watches it as read).
-    """
-    if count >= COLUMNS_FROM and not views:
-        uniform = _decode_columns(data, start, end, count, first_lsn)
-        if uniform is not None:
-            return uniform
-    entries: list[WALEntry] = []
-    add = entries.append
-    new = tuple.__new__
-    load = LENGTHS.unpack_from
-    last_head = end - ENTRY_BYTES
-    at = start
-    shape = -1  # no entry's lengths
-    for lsn in range(first_lsn, first_lsn + count):
-        if at > last_head:
-            raise BodyError(f"the frame ends before its entry {lsn - first_lsn}")
-        (lengths,) = load(data, at)
-        if lengths != shape:
-            unpack, size, operation = shape_of(lengths)
-            shape = lengths
-        if size > end - at:
-            raise BodyError(f"entry {lsn - first_lsn} of the frame reaches past its end")
-        if views:
-            (timestamp,) = _TIMESTAMP.unpack_from(data, at + 8)
-            value_at = at + size - (lengths >> 32)
-            key, value = data[at + ENTRY_BYTES : value_at], data[value_at : at + size]
-        else:
-            timestamp, key, value = unpack(data, at)
-        at += size
-        add(new(WALEntry, (operation, key, value, timestamp, lsn)))
-    if at != end:
-        raise BodyError(f"{end - at} bytes are left over after the frame's last entry")
-    return entries
-
-
-def _decode_columns(data: Bytes, start: int, end: int, count: int, first_lsn: int) -> list[WALEntry] | None:
-    """The entries, if all of them have the lengths of the first."""
-    if end - start < ENTRY_BYTES:
-        return None
-    (lengths,) = LENGTHS.unpack_from(data, start)
-    try:
-        _, size, operation = shape_of(lengths)
-    except BodyError:
-        return None  # the way of one by one says which entry it is
-    if size * count != end - start:
-        return None
-    key_bytes = lengths & _KEY_MASK
-    rows = struct.iter_unpack(f"<Q Q {key_bytes}s {lengths >> 32}s", memoryview(data)[start:end])
-    found, timestamps, keys, values = zip(*rows, strict=True)
-    if found.count(lengths) != count:
-        return None
-    lsns = range(first_lsn, first_lsn + count)
-    return list(
-        map(tuple.__new__, repeat(WALEntry), zip(repeat(operation), keys, values, timestamps, lsns, strict=False))
-    )
-
-
-class BodyError(CorruptLog):
-    """A frame's body does not hold the entries its header promises; whoever knows path and offset adds them."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__("<frame>", 0, 0, reason)

@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 from crc32c import crc32c
 
-from walpool.errors import CorruptLog, UnsupportedVersion
-from walpool.format.entry import ENTRY_BYTES, BodyError, Bytes, WALEntry, as_bytes, decode_body
+from walpool.format.entry import ENTRY_BYTES, Bytes
 from walpool.format.names import MAX_LSN
 
 FRAME_PREFIX = struct.Struct("<I I")
@@ -33,7 +32,6 @@ _HEADER = struct.Struct("<I I I I Q Q Q I H H")
 assert FRAME_PREFIX.size + FRAME_REST.size == _HEADER.size == FRAME_BYTES  # the table above, field by field
 _REST_AT = FRAME_PREFIX.size
 
-ALONE_MARKER = 0x57414C45  # the marker of an entry encoded on its own
 _BLANK = bytes(FRAME_BYTES)
 
 
@@ -145,23 +143,3 @@ def find_frames(buffer: Bytes, offset: int, marker: int, least_lsn: int) -> Iter
 
 class SearchExhausted(Exception):
     """The search for intact frames gave up: the bytes hold too many frames that claim too much."""
-
-
-def encode_alone(body: bytes) -> bytes:
-    rest = FRAME_REST.pack(len(body), 1, 0, 0, 0, len(body), 0, 0)
-    return seal(ALONE_MARKER, crc32c(body, ALONE_MARKER), rest, body)
-
-
-def decode_alone(data: Bytes) -> WALEntry:
-    """A stand-alone entry. Raises CorruptLog unless `data` is exactly one."""
-    raw = as_bytes("an encoded entry", data)
-    found = read_frame(raw, 0, ALONE_MARKER, 0)
-    if isinstance(found, Frame) and found.flags:
-        raise UnsupportedVersion(f"the entry was encoded with flags {found.flags:#x}, by a newer walpool: upgrade")
-    if isinstance(found, Frame) and found.end == len(raw) and found.count == 1 and found.first_lsn == 0:
-        try:
-            return decode_body(raw, found.body, found.end, 1, 0)[0]
-        except BodyError as error:
-            raise CorruptLog("<bytes>", 0, 0, error.reason) from None
-    reason = found.reason if isinstance(found, Damage) else "not exactly one encoded entry"
-    raise CorruptLog("<bytes>", 0, 0, reason)

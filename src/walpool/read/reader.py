@@ -6,63 +6,14 @@ behind a damaged range that SALVAGE skipped. A reader belongs to one thread; any
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from operator import length_hint
-from typing import Any, Generic, Literal, NamedTuple, overload
+from typing import Any, Generic, Literal, overload
 
 from walpool.format.entry import B, WALEntry
 from walpool.options import RecoveryMode
 from walpool.read.cursor import Start
 from walpool.read.follow import follow
-from walpool.read.reading import Reading
+from walpool.read.reading import ReadBatch, ReaderStats, Reading
 from walpool.read.window import INITIAL_CAPACITY
-
-
-class ReadBatch(NamedTuple, Generic[B]):
-    """One batch as it was appended; of one in which the reader's `start` or `end` lies, what is within.
-
-    Attributes:
-        first_lsn: of `entries`.
-        count: how many entries there are.
-        appended_at: ns since the epoch; never less than the batch before it.
-        writer: the slot of the writer that appended it.
-        entries: the entries, in the order of their LSNs.
-    """
-
-    first_lsn: int
-    count: int  # type: ignore[assignment]  # public name; nobody counts in a batch
-    appended_at: int
-    writer: int
-    entries: list[WALEntry[B]]
-
-
-for _field in ReadBatch._fields:
-    getattr(ReadBatch, _field).__doc__ = None  # "Alias for field number 0": the class says what it is
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderStats:
-    """What a reader has read so far.
-
-    Attributes:
-        entries: read; of a batch that is handed out entry by entry, all of it.
-        batches: read.
-        bytes: of their frames.
-        segments: opened.
-        initial_capacity: bytes of the buffer at first.
-        peak_buffer_size: bytes that the buffer has grown to, for the largest frame met.
-        buffer_resizes: how often it grew.
-        damaged: places that were no frame: torn tails and damaged ranges.
-    """
-
-    entries: int
-    batches: int
-    bytes: int
-    segments: int
-    initial_capacity: int
-    peak_buffer_size: int
-    buffer_resizes: int
-    damaged: int
 
 
 class WALReader(Generic[B]):
@@ -150,14 +101,7 @@ class WALReader(Generic[B]):
         zero_copy: bool = False,
         pin: bool = False,
     ) -> None:
-        if start is not None and start != "end" and (type(start) is not int or start < 1):
-            raise ValueError(f'start must be an LSN, from 1, or "end", or None for the first entry, not {start!r}')
-        if end is not None and (type(end) is not int or end < 1):
-            raise ValueError(f"end must be an LSN, from 1, or None, not {end!r}")
-        if type(initial_capacity) is not int or initial_capacity < 1:
-            raise ValueError(f"initial_capacity must be a number of bytes, not {initial_capacity!r}")
-        place = os.path.abspath(os.fspath(path))
-        self._reading: Reading[B] = Reading(place, start, end, RecoveryMode(mode), initial_capacity, zero_copy, pin)
+        self._reading: Reading[B] = Reading(path, start, end, mode, initial_capacity, zero_copy, pin)
 
     # Reading
 
@@ -181,12 +125,7 @@ class WALReader(Generic[B]):
             UnsafeLog, IOFailed: the system refuses a call: retry when the cause is gone.
             LogClosed: the reader was closed.
         """
-        reading = self._reading
-        if not length_hint(reading.pending):
-            reading.take()
-        entry = next(reading.pending, None)
-        reading.count(length_hint(reading.pending))
-        return entry
+        return self._reading.next_entry()
 
     def read_all(self) -> list[WALEntry[B]]:
         """All entries that are left, in one list.
@@ -204,11 +143,8 @@ class WALReader(Generic[B]):
             CorruptLog, LSNUnavailable, LogReplaced, UnsupportedVersion: as `read_entry`.
             UnsafeLog, IOFailed, LogClosed: as `read_entry`.
         """
-        reading = self._reading
-        while entries := reading.next_entries(None):
-            frame = reading.frame
-            reading.count()
-            yield ReadBatch(entries[0].lsn, len(entries), frame.appended_at, frame.writer, entries)
+        while batch := self._reading.next_batch():
+            yield batch
 
     def follow(self, timeout: float | None = None, durable_only: bool = False) -> Iterator[WALEntry[B]]:
         """Entries as they are appended, across rotations.
@@ -229,11 +165,7 @@ class WALReader(Generic[B]):
     @property
     def stats(self) -> ReaderStats:
         """What this reader has read so far."""
-        reading, window = self._reading, self._reading.window
-        return ReaderStats(
-            reading.entries, reading.batches, reading.bytes, reading.cursor.segments, window.initial_capacity,
-            window.capacity, window.resizes, len(reading.cursor.damaged),
-        )  # fmt: skip
+        return self._reading.stats()
 
     @property
     def next_lsn(self) -> int:

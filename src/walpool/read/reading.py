@@ -4,13 +4,16 @@ Holds: what is in hand was found intact, and is handed out before anything behin
 log for itself on its next use, at the first entry that was not in hand.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from operator import length_hint
-from typing import Generic, cast
+from typing import Generic, NamedTuple, cast
 
 from walpool.errors import LogClosed
-from walpool.format.entry import B, BodyError, WALEntry, decode_body
+from walpool.format.body import BodyError, decode_body
+from walpool.format.entry import B, WALEntry
 from walpool.format.frame import Frame
 from walpool.options import RecoveryMode
 from walpool.read.cursor import Cursor, Start
@@ -20,14 +23,74 @@ from walpool.read.window import FrameWindow
 from walpool.system.forks import reopen_after_fork
 
 
+class ReadBatch(NamedTuple, Generic[B]):
+    """One batch as it was appended; of one in which the reader's `start` or `end` lies, what is within.
+
+    Attributes:
+        first_lsn: of `entries`.
+        count: how many entries there are.
+        appended_at: ns since the epoch; never less than the batch before it.
+        writer: the slot of the writer that appended it.
+        entries: the entries, in the order of their LSNs.
+    """
+
+    first_lsn: int
+    count: int  # type: ignore[assignment]  # public name; nobody counts in a batch
+    appended_at: int
+    writer: int
+    entries: list[WALEntry[B]]
+
+
+for _field in ReadBatch._fields:
+    getattr(ReadBatch, _field).__doc__ = None  # "Alias for field number 0": the class says what it is
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderStats:
+    """What a reader has read so far.
+
+    Attributes:
+        entries: read; of a batch that is handed out entry by entry, all of it.
+        batches: read.
+        bytes: of their frames.
+        segments: opened.
+        initial_capacity: bytes of the buffer at first.
+        peak_buffer_size: bytes that the buffer has grown to, for the largest frame met.
+        buffer_resizes: how often it grew.
+        damaged: places that were no frame: torn tails and damaged ranges.
+    """
+
+    entries: int
+    batches: int
+    bytes: int
+    segments: int
+    initial_capacity: int
+    peak_buffer_size: int
+    buffer_resizes: int
+    damaged: int
+
+
 class Reading(Generic[B]):
     def __init__(
-        self, path: str, start: Start, end: int | None, mode: RecoveryMode, capacity: int, zero_copy: bool, pin: bool
+        self,
+        path: str | os.PathLike[str],
+        start: Start,
+        end: int | None,
+        mode: RecoveryMode,
+        capacity: int,
+        zero_copy: bool,
+        pin: bool,
     ) -> None:
         self.closed = True
-        self.path = path
+        if start is not None and start != "end" and (type(start) is not int or start < 1):
+            raise ValueError(f'start must be an LSN, from 1, or "end", or None for the first entry, not {start!r}')
+        if end is not None and (type(end) is not int or end < 1):
+            raise ValueError(f"end must be an LSN, from 1, or None, not {end!r}")
+        if type(capacity) is not int or capacity < 1:
+            raise ValueError(f"initial_capacity must be a number of bytes, not {capacity!r}")
+        self.path = os.path.abspath(os.fspath(path))
         self.end = end
-        self.mode = mode
+        self.mode = RecoveryMode(mode)
         self.zero_copy = zero_copy
         self.pinned = pin
         self.window = FrameWindow(capacity)
@@ -53,8 +116,30 @@ class Reading(Generic[B]):
 
     def take(self) -> bool:
         """Have the next batch in hand, if there is one."""
-        self.pending = iter(self.next_entries(None))
-        return length_hint(self.pending) > 0
+        entries = self.next_entries(None)
+        self.pending = iter(entries)
+        return bool(entries)
+
+    @property
+    def left(self) -> int:
+        """How many entries of the batch in hand were not handed out: an iterator of a list knows it exactly."""
+        return length_hint(self.pending)
+
+    def next_entry(self) -> WALEntry[B] | None:
+        """The next entry; None where reading ends for now."""
+        entry = next(self.pending, None)
+        if entry is None and self.take():
+            entry = next(self.pending)
+        self.count(self.left)
+        return entry
+
+    def next_batch(self) -> ReadBatch[B] | None:
+        """All of the next batch; None where reading ends for now."""
+        entries = self.next_entries(None)
+        if not entries:
+            return None
+        self.count()
+        return ReadBatch(entries[0].lsn, len(entries), self.frame.appended_at, self.frame.writer, entries)
 
     def next_entries(self, last_lsn: int | None) -> list[WALEntry[B]]:
         """The entries of the next batch, unless it ends past `last_lsn`; empty where reading ends for now."""
@@ -109,6 +194,13 @@ class Reading(Generic[B]):
             counts["bytes_read"] += self.bytes - size
             self._counted = handed, self.bytes
 
+    def stats(self) -> ReaderStats:
+        window, cursor = self.window, self.cursor
+        return ReaderStats(
+            self.entries, self.batches, self.bytes, cursor.segments, window.initial_capacity, window.capacity,
+            window.resizes, len(cursor.damaged),
+        )  # fmt: skip
+
     # For `follow`
 
     def has_news(self, durable_only: bool) -> bool:
@@ -138,7 +230,7 @@ class Reading(Generic[B]):
 
     @property
     def next_lsn(self) -> int:
-        return max(self.cursor.lsn - length_hint(self.pending), self.cursor.start)
+        return max(self.cursor.lsn - self.left, self.cursor.start)
 
     def place(self) -> int | None:
         """Where another reader goes on: None for one that began with the first entry and has read nothing."""

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from walpool.errors import UnsupportedVersion
-from walpool.format.body import check_body
-from walpool.format.entry import BodyError
+from walpool.format.body import BodyError, check_body
 from walpool.format.frame import FRAME_BYTES, Damage, End, Frame, SearchExhausted, find_frames
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, used_range
