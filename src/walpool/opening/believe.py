@@ -89,8 +89,11 @@ def _believe_tail(segment: Segment, state: LogState, control: Control, *, others
     if others:
         return
     filled, whole = control.copy(commit + 1), _appended(state, found)
-    if filled == whole._replace(max_entry_bytes=filled.max_entry_bytes):
+    whole = whole._replace(max_entry_bytes=filled.max_entry_bytes)
+    if filled == whole:
         control.publish_filled()
+    elif filled._replace(last_frame=whole.last_frame) == whole and whole.max_entry_bytes >= state.max_entry_bytes:
+        control.publish(whole)  # killed in its last field; or it is damaged, and so is the commit word
     elif not _preceded(filled, state, commit) and not _half_filled(filled, whole, state):
         # Then the commit word is damaged, too, and the frame may be somebody's.
         raise ControlUnusable("the control block's copies contradict each other")
@@ -110,7 +113,7 @@ def _preceded(copy: LogState, state: LogState, commit: int) -> bool:
 def _half_filled(copy: LogState, whole: LogState, state: LogState) -> bool:
     """Whether its writer was killed while it filled the copy in, which zeroes it first and then stores byte by byte."""
     there = STATE.pack(*copy).rstrip(b"\0")
-    if STATE.pack(*whole._replace(max_entry_bytes=copy.max_entry_bytes)).startswith(there):
+    if STATE.pack(*whole).startswith(there):
         return True
     return not copy.segment and copy.batches in (0, state.batches - 1, state.batches)  # some of it is not zeroed yet
 
