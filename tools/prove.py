@@ -5,6 +5,7 @@
 Power cuts, kills, errors, interrupts, hostile bytes, stress and seeded bugs, as the tests run them, but with new seeds
 and for as long as one likes. Each part has a goal; the part that is furthest from its own is worked on next, one job a
 core. What is found does not end the run: it is in the report, with the command that repeats it, and the exit code is 1.
+Once it is mended, `tests/crash/findings.py` gets a line, and `python tools/prove_doc.py` says so in the report.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "docs" / "reliability-report.md"
 LONGEST_JOB_S = 900
 MEMORY = Path("/dev/shm")
-PACKAGES = ("crc32c", "filelock", "psutil", "pytest", "hypothesis", "atheris")
 
 
 @dataclass
@@ -238,86 +236,6 @@ class Proof:
         return [finding for part in self.parts for finding in part.findings]
 
 
-# The report
-
-
-def report(proof: Proof, cores: int) -> str:
-    lines = [
-        "# Reliability report",
-        "",
-        "Written by `tools/prove.py`, never edited by hand. What a part does is told in its file.",
-        "",
-        f"{proof.began:%Y-%m-%d %H:%M} UTC, {proof.seconds / 60:.0f} minutes on {cores} cores. Seed {proof.seed}:"
-        " a job's seed follows from it and from the order in which jobs began; a finding names its own.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in versions().items()),
-        "",
-        f"**Findings: {len(proof.findings)}.** Acknowledged entries lost: {'see below' if proof.findings else 0}.",
-        "",
-        "| part | tried | goal of a long run | jobs | minutes of a core | what it is |",
-        "|---|---|---|---|---|---|",
-    ]
-    for part in proof.parts:
-        done, goal = f"{part.done:,}", f"{part.goal:,}"
-        if part.name == "errors":
-            done = f"{part.also['errors']:,}" + (
-                "" if part.done >= part.goal else f" ({part.done} of {part.goal} shares)"
-            )
-            goal = "all"
-        lines.append(f"| {part.name} | {done} | {goal} | {part.jobs} | {part.seconds / 60:.1f} | {part.what} |")
-    lines += ["", "## Of which", ""]
-    for part in proof.parts:
-        if part.also and part.name != "seeded bugs":
-            lines.append(
-                f"- {part.name}: " + ", ".join(f"{name} {count:,}" for name, count in sorted(part.also.items()))
-            )
-    skipped = [f"- {part.name}: {part.skipped}" for part in proof.parts if part.skipped]
-    lines += ["", "## Not run", "", *(skipped or ["Nothing was skipped."])]
-    if proof.findings:
-        lines += ["", "## Findings", "", *(f"```\n{finding}\n```\n" for finding in proof.findings)]
-    if proof.bugs:
-        lines += ["", "## Seeded bugs", "", "| bug | found by | seconds |", "|---|---|---|"]
-        lines += [f"| {name} | `{finder}` | {seconds} |" for name, finder, seconds in sorted(proof.bugs)]
-    return "\n".join([*lines, "", *matrix()]) + "\n"
-
-
-def matrix() -> list[str]:
-    rows = importlib.import_module("tests.matrix").ROWS
-    lines = ["## Fault matrix", "", "| | fault | tests | not run, and why |", "|---|---|---|---|"]
-    for row, (fault, tests, not_run) in rows.items():
-        names = "<br>".join(f"`{test.removeprefix('tests/')}`" for test in tests)
-        lines.append(f"| {row} | {fault} | {names} | {not_run} |")
-    return lines
-
-
-def versions() -> dict[str, str]:
-    found = {
-        "walpool": f"{version('walpool')}, {_commit()}",
-        "Python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-    }
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _commit() -> str:
-    """The commit, and whether the tree is as committed."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return f"commit {git('rev-parse', '--short', 'HEAD')}" + (", changed" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "not from a repository"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="prove.py", description="Try to break walpool, and write a report.")
     parser.add_argument(
@@ -334,7 +252,7 @@ def main() -> int:
         parser.error(f"there is no part {unknown[0]!r}: there are {', '.join(known)}")
     proof = Proof(seed, options.minutes * 60, options.only, short=options.minutes < 5)
     proof.run(cores)
-    options.report.write_text(report(proof, cores))
+    options.report.write_text(importlib.import_module("tools.prove_doc").report(proof, cores))
     print(f"{options.report}: {len(proof.findings)} findings")
     return 1 if proof.findings else 0
 
