@@ -1,4 +1,10 @@
-"""Belief: whether a control block and the segments say the same, so that a writer may go on from what it says.
+"""Belief: whether the control block and the segments say the same, so that a writer may go on from the block's state.
+
+A writer that opens a log does not read it: it takes the state from the control block, and asks here whether that state
+can be true. Is the block still the one that the name leads to? Are its figures possible? Does the last frame stand
+where the state says, and no frame behind it that was published? Is there no segment that it does not know? At the
+first "no" ControlUnusable is raised, and the block is made again from the segments. To doubt a good block costs one
+reading of the log's end; to believe a bad one costs entries. So in doubt it is not believed.
 
 Holds: the look costs the same for every size of log: at the last frame, the place behind it, and the names. It changes
 nothing but what a killed process left half done: a frame that lacks the last store is put in force, and a rotation is
@@ -45,7 +51,9 @@ def believe(directory: Directory, control: Control, slots_lock: File) -> Segment
         if newest > state.segment:
             if newest != state.next_lsn or holds_frames(directory, newest):
                 raise ControlUnusable("there are segments that the control block does not know")
-            control.halves[ROTATING] = 1  # half done: whoever appends next finishes it first
+            # A rotation was killed between making the next segment and publishing it. Whoever appends next finishes it
+            # first: a frame in the old segment would have an LSN that belongs to the new one.
+            control.halves[ROTATING] = 1
     except BaseException:
         segment.file.close()
         raise
@@ -53,7 +61,10 @@ def believe(directory: Directory, control: Control, slots_lock: File) -> Segment
 
 
 def _believe_figures(state: LogState, control: Control) -> None:
-    """No figure may be one that appending would carry past a word, or that no log can have."""
+    """Refuse what no log can have, and what the next append would carry past the 64 bits of a word.
+
+    The state and the counts have no checksum of their own: they change with every append.
+    """
     words = control.words
     others = (words[COMMIT], words[SYNCS], words[SYNC_NS], words[SYNCED_BATCHES], words[EXPECTED])
     if words[COMMIT] >> INTENT_SLOT_BITS or not (
@@ -63,6 +74,17 @@ def _believe_figures(state: LogState, control: Control) -> None:
 
 
 def _believe_tail(segment: Segment, state: LogState, control: Control, *, others: bool) -> None:
+    """Compare the state with the end of the active segment: the last frame, and what stands behind the tail.
+
+    Behind the tail may stand
+    - nothing, or a part of a frame: nobody published it, and the next append covers it;
+    - a whole frame with the next LSN, while the intent word says that an append is under way: we hold the append lock,
+      so whoever was in that append is dead, and never told anybody that it succeeded;
+    - such a frame without that intent: it was published and acknowledged, and this block is an older copy.
+
+    Args:
+        others: whether another writer has the log open.
+    """
     header = segment.header
     size = segment.file.size()
     if (header.marker, header.sequence) != (state.marker, state.sequence) or state.tail > size:
@@ -84,8 +106,10 @@ def _believe_tail(segment: Segment, state: LogState, control: Control, *, others
     commit = control.words[COMMIT]
     if control.appending_slot(commit) is None:
         raise ControlUnusable("the control block is behind its segment")
-    # A process was killed in this append. What it left is nobody's, and the next append covers it; only when it was
-    # complete but for the last store, and nobody else is here who may have looked at the log since, it counts.
+    # A process was killed in this append. What it left is nobody's, and the next append covers it: so while another
+    # writer lives, which may have looked at the log since, nothing appears in it that was not there. Alone, we store
+    # the commit word in its place, if that is all that was missing: the copy to be published has to follow from the
+    # frame in every figure. Only the largest entry so far cannot be told from the frame, and is taken as it is.
     if others:
         return
     filled, whole = control.copy(commit + 1), _appended(state, found)
@@ -95,12 +119,16 @@ def _believe_tail(segment: Segment, state: LogState, control: Control, *, others
     elif filled._replace(last_frame=whole.last_frame) == whole and whole.max_entry_bytes >= state.max_entry_bytes:
         control.publish(whole)  # killed in its last field; or it is damaged, and so is the commit word
     elif not _preceded(filled, state, commit) and not _half_filled(filled, whole, state):
-        # Then the commit word is damaged, too, and the frame may be somebody's.
+        # No killed append leaves such a copy. So the commit word is wrong (one too low, it makes a published frame look
+        # like this), and the frame may have been acknowledged.
         raise ControlUnusable("the control block's copies contradict each other")
 
 
 def _preceded(copy: LogState, state: LogState, commit: int) -> bool:
-    """Whether a copy is what it was before an append fills it in: the state one batch or one rotation ago."""
+    """Whether a copy is as it was before the killed append filled it in: the state one batch or one rotation ago.
+
+    The two copies take turns: the one that is not in force is what was published last before the one that is.
+    """
     if commit == 0:
         return not any(copy)
     return (
@@ -111,7 +139,7 @@ def _preceded(copy: LogState, state: LogState, commit: int) -> bool:
 
 
 def _half_filled(copy: LogState, whole: LogState, state: LogState) -> bool:
-    """Whether its writer was killed while it filled the copy in, which zeroes it first and then stores byte by byte."""
+    """Whether its writer was killed while it filled the copy in: that zeroes it first, and then stores byte by byte."""
     there = STATE.pack(*copy).rstrip(b"\0")
     if STATE.pack(*whole).startswith(there):
         return True
@@ -132,6 +160,7 @@ def _appended(state: LogState, frame: Frame) -> LogState:
 
 
 def _frame_at_tail(segment: Segment, state: LogState) -> Frame | None:
+    """The whole frame that stands at the published tail and has the next LSN, if there is one."""
     head = segment.file.read(FRAME_BYTES, state.tail)
     claimed = int.from_bytes(head[8:12], "little")
     if len(head) < FRAME_BYTES or claimed > segment.file.size() - state.tail - FRAME_BYTES:

@@ -1,5 +1,10 @@
 """Opening a log to append to it: find the control block and believe it, or rebuild it from the segments.
 
+The usual opening takes the append lock for a moment only: `_attach` maps the block, claims a slot, and looks under that
+lock whether the block can be believed (believe.py). Where it cannot, the opening goes on with the maintenance
+lock: it looks once more, because another process may have rebuilt the block meanwhile, then `rebuild` recovers
+(recovery.py), and the block that is there then is attached to.
+
 Holds: a process claims a writer slot only while it sees a block it can believe, and checks that block once more under
 the append lock; whoever rebuilds holds maintenance and append and sees no slot held. So no block is ever rebuilt under
 a living writer, and N processes that open at the same instant end with one block.
@@ -36,12 +41,17 @@ from walpool.system.locks import Maintenance, ProcessLock
 from walpool.system.paths import create_directory
 
 POISON = "a sync failed"
-TRANSIENT_S = 2.0  # how long a slot that is held while a block must be rebuilt may belong to one that is just opening
+# Slots are held though the block must be rebuilt: by living writers, or by processes that are opening the log as we do,
+# and let go as soon as they see that the block is no good. For so long we take them for the latter, and look again.
+TRANSIENT_S = 2.0
 
 
 @dataclass(slots=True, weakref_slot=True)
 class OpenLog:
-    """A log's files as one writer holds them open."""
+    """A log's files as one writer holds them open; what `open_log` gives.
+
+    The slot is held for as long as `slots_lock` is open: the kernel frees the byte when the process dies.
+    """
 
     directory: Directory
     control: Control
@@ -53,7 +63,14 @@ class OpenLog:
     report: RecoveryReport | None = None
 
     def check_names(self, active: File | None, tail: int) -> None:
-        """Raises LogReplaced or UnsafeLog unless names and descriptors lead to what was opened: `tail` bytes of it."""
+        """Raises LogReplaced or UnsafeLog unless names and descriptors still lead to the files that were opened.
+
+        Else this writer would append to files that nobody finds, or take locks that others do not see.
+
+        Args:
+            active: the active segment; None when another process has rotated and this one has not opened it yet.
+            tail: the published tail, bytes: the active segment must not be shorter.
+        """
         self.check_path()
         files = [
             (APPEND_LOCK, self.append_lock.file),
@@ -118,6 +135,7 @@ def _open_log(path: str, options: WriterOptions) -> OpenLog:
 
 
 def _open_in(directory: Directory, options: WriterOptions) -> OpenLog:
+    """Attach; where that cannot be, rebuild under the maintenance lock and attach again."""
     directory.check_ours()
     if not options.allow_network_fs:
         check_local(directory)
@@ -129,7 +147,8 @@ def _open_in(directory: Directory, options: WriterOptions) -> OpenLog:
         opened = _attach(directory, options)  # another process may have done it while we waited
         if isinstance(opened, OpenLog):
             return opened
-        report = rebuild(directory, options, opened, whole=opened == COPIED)  # cp knows no order of syncs
+        # cp has copied in any order: what is durable at the end says nothing about the beginning, so all of it is read.
+        report = rebuild(directory, options, opened, whole=opened == COPIED)
         opened = _attach(directory, options)
     if isinstance(opened, str):
         raise UnsafeLog(directory.path, f"the log was recovered and still cannot be used: {opened}")
@@ -150,7 +169,11 @@ def _check_other_files(directory: Directory, options: WriterOptions) -> None:
 
 
 def _attach(directory: Directory, options: WriterOptions) -> OpenLog | str:
-    """The open log, or why its control block has to be rebuilt."""
+    """The open log, or why its control block has to be rebuilt.
+
+    The slot comes before the look under the append lock. The other way round, a process could rebuild the block, seeing
+    no slot held, between our look and our claim.
+    """
     files: list[File] = []
     control: Control | None = None
     try:
@@ -182,6 +205,7 @@ def _close(control: Control | None, files: list[File]) -> None:
 
 
 def _doubtful(directory: Directory) -> int | None:
+    """See `first_doubtful`, by whatever control block is in place."""
     try:
         control = Control.attach(directory, writable=False)
     except ControlUnusable:
@@ -191,7 +215,7 @@ def _doubtful(directory: Directory) -> int | None:
 
 
 def lock_mode(options: WriterOptions) -> int:
-    """Whoever may not write must not be able to lock writers out."""
+    """Permissions of lock files: read is enough to take a flock, so who may only read the log must not open them."""
     return 0o600 | (0o060 if options.mode & 0o020 else 0)
 
 
@@ -201,7 +225,15 @@ def maintenance(directory: Directory, options: WriterOptions) -> Maintenance:
 
 
 def rebuild(directory: Directory, options: WriterOptions, reason: str, *, whole: bool = False) -> RecoveryReport:
-    """Recover, unless a writer lives. Lock: maintenance."""
+    """Recover, unless a writer lives; raises UnsafeLog or SyncFailed then. Lock: maintenance.
+
+    Whether slots are held is asked under the append lock, under which the recovery runs: a process that claims one
+    meanwhile waits for that lock, and then finds that the block it has mapped was retired.
+
+    Args:
+        reason: why the block in place cannot be used.
+        whole: read every segment, and not only from the highest durable LSN on.
+    """
     append_file, sync_file, slots_lock = (directory.open_or_create(name, lock_mode(options)) for name in LOCKS)
     directory.open_or_create(PINS_LOCK, options.mode).close()  # whoever may read may pin, up to the cap
     append_lock = ProcessLock(append_file, options.lock_timeout)

@@ -1,5 +1,9 @@
 """Recovery: what the segments say the log is, when the control block cannot be believed.
 
+In this order: clear away what killed processes left half made; after a failed sync, write anew what is in doubt
+(rewrite.py); read the segments and decide where the log ends (survey.py); make durable what counts; move aside what
+lies behind the end; start a new segment there; make a control block; lift the mark of the failed sync.
+
 Holds: recovery never changes a segment, it starts a new one whose first LSN says where the old one counts up to;
 what lies behind the cut is evidence and is moved, newest first, never deleted. So recovering twice gives the same, and
 a kill in the middle leaves a directory that recovers to the same end.
@@ -105,8 +109,16 @@ def recover(
 ) -> RecoveryReport:
     """Make the segments and the control block agree, and everything that counts durable.
 
-    After a failed sync `doubtful_lsn` is the first whose bytes may be in the page cache only: they are written anew.
-    Raises SyncFailed when the disk still fails; then nothing was lifted and opening again tries again.
+    Raises SyncFailed when the disk still fails: then the mark of a failed sync, if there is one, stays, and the next
+    opening tries again. CorruptLog where `mode` refuses; LogFull, which leaves nothing half made.
+
+    Args:
+        mode: by which damage is judged.
+        reason: why the control block could not be used; for the report.
+        file_mode: permissions of files that are made.
+        doubtful_lsn: after a failed sync, the first LSN whose bytes may be in the page cache only, from where on they
+            are written anew; 0 when nobody knows it; None when nothing is in doubt.
+        whole: read every segment, and not only from the highest durable LSN on.
     """
     try:
         try:
@@ -132,7 +144,7 @@ def _recover(
             directory.unlink(name)
     undo_half_moves(directory)
     if doubtful_lsn == 0:
-        doubtful_lsn = survey(directory, mode).durable_lsn + 1
+        doubtful_lsn = survey(directory, mode).durable_lsn + 1  # what the segments vouch for was synced before
     if doubtful_lsn is not None:
         rewrite(directory, doubtful_lsn, file_mode)
     found = survey(directory, mode, whole=whole)
@@ -142,6 +154,7 @@ def _recover(
     if not found.segments:
         write_origin(directory, new_origin(), file_mode, durable=False)
         sync_path_to(directory)  # before the first segment: whoever finds one need not do it again
+    # What counts is synced before anything says that it is durable: the new segment's header and the block both do.
     totals = recount(directory, last_totals(directory), found.segments, found.scans, found.next_lsn)
     for scan in found.scans:
         if scan.first_lsn < found.next_lsn:
@@ -184,7 +197,10 @@ def _recover(
 
 
 def _last_append_ns(directory: Directory, found: Survey) -> int:
-    """`appended_at` of the last frame before those that were scanned: the next must not be less."""
+    """`appended_at` of the last frame before those that were scanned: the next must not be less.
+
+    Only asked when the scanned segments have no frame; then mostly one more segment is read.
+    """
     window = FrameWindow(1 << 18)
     scanned = found.scans[0].first_lsn if found.scans else 1
     earlier = [first for first in found.segments if first < scanned]
@@ -204,9 +220,11 @@ def _sync_segment(directory: Directory, first_lsn: int) -> None:
 
 
 def _take_back_checkpoint(directory: Directory, found: Survey, file_mode: int) -> int | None:
-    """One that the log does not reach: it would cover entries that are appended later, and retention remove them.
+    """Set a checkpoint that lies beyond the log's end back to that end; what it was, or None when it does not.
 
-    A power cut leaves none. A backup may hold a younger checkpoint than segments, and a repair may cut below it.
+    Else it would cover entries that are appended later and that somebody needs, and retention would remove them. A
+    power cut leaves none like it, because a checkpoint makes durable what it covers first. But a backup may have a
+    younger checkpoint than segments, and a repair may cut below it.
     """
     try:
         stated = read_checkpoint(directory)
@@ -219,9 +237,10 @@ def _take_back_checkpoint(directory: Directory, found: Survey, file_mode: int) -
 
 
 def _quarantine(directory: Directory, found: Survey) -> list[str]:
-    """Move aside the segments behind the one that will be active, newest first.
+    """Move aside the segments behind the one that will be active, newest first: a kill leaves no hole in the names.
 
-    All names, those of the segments that stay too, are durable before that one says that everything before it is.
+    The directory is synced even when nothing was moved. The new segment will say that everything before it is durable,
+    and so the names of those segments have to be.
     """
     moved = [move_aside(directory, lsn) for lsn in reversed(found.segments) if lsn > found.next_lsn]
     if found.segments:
@@ -230,6 +249,7 @@ def _quarantine(directory: Directory, found: Survey) -> list[str]:
 
 
 def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
+    """Whether a segment has a good header and nothing but zeros behind it."""
     try:
         segment = open_segment(directory, first_lsn)
     except CorruptLog:
@@ -239,7 +259,12 @@ def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
 
 
 def _start_segment(directory: Directory, found: Survey, quarantined: list[str], file_mode: int) -> Segment:
-    """The new active segment, or the clean empty one that is already there. It and all names are durable then."""
+    """The new active segment, or the clean empty one that is there already (of a recovery that was killed, or of a
+    rotation). It and all names are durable when this returns.
+
+    It is made under another name and renamed when it is on disk: nobody ever sees a segment with half a header. Where a
+    segment of that name is in the way (its header is damaged), that one keeps a name in quarantine.
+    """
     if found.segments and found.segments[-1] == found.next_lsn and _is_clean_and_empty(directory, found.next_lsn):
         segment = open_segment(directory, found.next_lsn, writable=True)
         segment.file.sync()

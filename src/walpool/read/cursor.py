@@ -1,5 +1,7 @@
 """The cursor: a place in a log that moves from one intact frame to the next, across segments.
 
+Takes no lock that a writer waits for, so whatever it looks at may change under it: appended to, rotated, pruned,
+recovered, replaced. So before it believes that something is missing or damaged, it looks again at what there is.
 Holds: what it gives is dense and rising, except behind a range that SALVAGE skipped; where the log at the path is not
 the one that was read so far, it says so instead of reading on or waiting.
 """
@@ -22,7 +24,7 @@ from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
 
 Start = int | Literal["end"] | None
-_SURE = (RecoveryMode.STRICT, RecoveryMode.POINT_IN_TIME)  # to them a torn tail is more than an end for now
+_SURE = (RecoveryMode.STRICT, RecoveryMode.POINT_IN_TIME)  # to them a torn tail is final: first wait for an append
 
 
 class Cursor:
@@ -39,7 +41,7 @@ class Cursor:
         self.damaged: set[tuple[str, int]] = set()  # places
         self._mode = mode
         self._extent = Extent(0)
-        self._sought = False  # the place in this segment came from a search
+        self._sought = False  # the place in this segment came from a search, which a payload may have misled
         self._over = False  # POINT_IN_TIME met damage
         self._tail: Tail | None = None
         self._pin: Pin | None = None
@@ -68,8 +70,6 @@ class Cursor:
     def unread_lsn(self) -> int:
         """The LSN of the first entry that was not given."""
         return max(self.lsn, self.start)
-
-    # The log's ends
 
     def first_lsn(self) -> int:
         """The first LSN that the log has, as of now. Raises LogReplaced when no segment is left."""
@@ -111,7 +111,7 @@ class Cursor:
     # Moving
 
     def next(self) -> Frame | None:
-        """The next intact frame, across segments; None where reading ends for now."""
+        """The next intact frame, across segments; None where reading ends, for now or, in POINT_IN_TIME, for good."""
         while not self._over:
             if self.segment is None:
                 if not self._enter(self.unread_lsn):
@@ -143,7 +143,7 @@ class Cursor:
         return self.window.put_back(frame)
 
     def _enter(self, lsn: int) -> bool:
-        """Open the segment that holds `lsn` and find a place in it; False when there is none to read now."""
+        """Open the segment that holds `lsn` and find a place in it. True: done, or look again; False: none is there."""
         source = self.source
         source.check_known()
         there = source.segments()
@@ -196,7 +196,7 @@ class Cursor:
             self.start = self.unread_lsn  # a segment that is entered again begins with what was read already
 
     def _from_start(self) -> None:
-        """The place that the search found was inside a payload: read this segment from its first frame."""
+        """The search met a payload that holds a frame of this very segment: read it from its first frame instead."""
         assert self.segment is not None
         header = self.segment.header
         self.start = self.unread_lsn
@@ -205,7 +205,7 @@ class Cursor:
         self.window.start(self.segment, header.entries_offset)
 
     def _moved(self) -> bool:
-        """Whether the segment counts further, or less far, than when we last looked."""
+        """Whether the segment counts further (an append, a rotation) or less far (a recovery) than it did."""
         assert self.segment is not None
         self._look_for_control()
         extent = self.source.extent(self.segment)
@@ -216,7 +216,7 @@ class Cursor:
     # Another log in its place
 
     def check_log(self) -> None:
-        """Raises LogReplaced when the log was moved, removed or made anew. For when nothing comes."""
+        """Raises LogReplaced when the log was moved, removed or made anew: asked when nothing comes any more."""
         source, segment = self.source, self.segment
         source.check_place()
         if segment is None:
@@ -249,7 +249,7 @@ class Cursor:
     # Damage
 
     def _pass(self, found: End | Damage) -> bool:
-        """What to do where no frame stands: True to read on, False to end here, or CorruptLog."""
+        """Where no frame stands: True to read on, False to end here, or CorruptLog. The verdict comes last."""
         segment, extent, source = self.segment, self._extent, self.source
         assert segment is not None
         lsn = self.lsn
@@ -280,7 +280,7 @@ class Cursor:
                 return False
 
     def pass_body(self, frame: Frame, reason: str) -> None:
-        """`frame` is intact and its entries do not add up: SALVAGE reads on behind it, all else stays before it."""
+        """`frame` has a good checksum and entries that do not add up: SALVAGE goes on, all else stays before it."""
         verdict = judge(Asker.READER, self._mode, vouched=True, followed=True)  # by whatever stands behind it
         if verdict is Verdict.SKIP:
             self.note(self.window.offset - (frame.end - frame.offset))
@@ -305,7 +305,7 @@ class Cursor:
         return True
 
     def _bad_header(self, error: CorruptLog, segments: list[int], at: int) -> bool:
-        """A segment whose header cannot be read, so none of its frames can; True to look again or go on."""
+        """A segment whose header, and so all of it, cannot be read. True: look again, or go on; False: end here."""
         source, first_lsn = self.source, segments[at]
         last = at == len(segments) - 1
         try:

@@ -1,11 +1,19 @@
-"""The verdict: what to do at a place where a frame should stand and none does. The only table of its kind.
+"""The verdict: torn or corrupt? What to do at a place where a frame should stand and none does.
 
-Two ask. A reader gives entries out and changes nothing: it may wait for more, and it must not drop entries in silence.
-A recovery (a writer that opens the log, or repair) makes the log end somewhere, for everybody.
+*Torn* is what a power cut may leave of an append that nobody was told had succeeded: to end the log there loses
+nothing that was promised. *Corrupt* is what was whole once: somebody has relied on it, and a person has to decide.
+The bytes alone do not tell the two apart. Two questions do:
 
-Two things are known about the place. Something may vouch for it: it is below the published tail, or at or below the
-highest durable LSN that the segments state, or a frame stands there whose checksum fits, so no torn write left it. And
-something may follow: an intact frame behind it, or another segment.
+- Does something vouch for the place? Yes, if it is below the published tail (readers, who see it); or at or below the
+  highest durable LSN that the segments state; or if a frame stands there whose checksum fits, and only its entries do
+  not add up: no torn write has a checksum that fits.
+- Does something follow? Yes, if an intact frame stands behind it; for readers also, if another segment does.
+
+And two ask. A reader gives entries out and changes nothing: it may wait for more, and it must not drop entries in
+silence. A recovery (a writer that opens the log, or repair) makes the log end somewhere, for everybody.
+
+Holds: this is the only table of its kind: readers, verify, recovery and repair all ask `judge`. A test builds a log for
+every row. docs/durability.md explains it with examples. The evidence is gathered in read/walk.py.
 """
 
 from enum import Enum
@@ -31,14 +39,14 @@ class Asker(Enum):
 
 
 class Verdict(Enum):
-    END = "ends here for now"
-    CUT = "ends here"
-    SKIP = "skips"
-    REFUSE = "refuses"
+    END = "ends here for now"  # and goes on once a frame stands there
+    CUT = "ends here"  # for good: what stands behind no longer counts
+    SKIP = "skips"  # on to the next intact frame; LSNs are missing then
+    REFUSE = "refuses"  # CorruptLog, and nothing is changed
 
 
 class Row(NamedTuple):
-    """None stands for both."""
+    """For `vouched` and `followed` None means that the answer does not matter."""
 
     asker: Asker
     mode: RecoveryMode

@@ -1,6 +1,7 @@
 """The control block: what every process of a log maps and agrees on. A cache: each field can be read from segments.
 
-Layout, in 64-bit words of the machine's byte order. One writer per word; `stored under` names its lock:
+Where the tail is and what is durable stands here and nowhere else in memory. Layout, in 64-bit words of the machine's
+byte order. One writer per word; `stored under` names its lock:
 
     word  name            stored under   meaning
        0  magic           creation       "WALPCTRL"
@@ -30,7 +31,8 @@ Layout, in 64-bit words of the machine's byte order. One writer per word; `store
                                          the low ones of its pid namespace, where alone that is a process; 0: unknown
 
 Holds: a writer fills the state copy that `commit & 1` does not name and then stores commit + 1; that one store
-publishes everything, and a process killed anywhere before it changed nothing.
+publishes everything, and a process killed anywhere before it changed nothing. Words are stored whole, one by one:
+readers take no lock, and see the old word or the new one.
 """
 
 import struct
@@ -91,9 +93,9 @@ _LEAST_BYTES = COPIES[1] + STATE.size  # of a block of any layout
 _MOST_BYTES = 1 << 20
 
 
-# The one reason after which nobody knows in which order the segments were written and synced.
+# The one reason after which nobody knows in which order the segments were written and synced: so all of them are read.
 COPIED = "the control block is a copy of another log's"
-# Right in all that every layout has: it is this log's, and of this boot, and whoever made it may be alive.
+# What every layout has says that it is this log's and of this boot: so another version of walpool may have it open.
 OTHER_LAYOUT = "the control block has another layout"
 OTHER_VERSION = "another version of walpool has this log open: close every writer of it, and open it again"
 OPEN_IT = (
@@ -159,9 +161,10 @@ class Control:
         return self.words[_LOCK_INODES + LOCKS.index(name)]
 
     def state(self) -> LogState:
-        """The state in force. Without a lock it is read again until it did not move meanwhile.
+        """The state in force: without a lock it is read again until the commit word did not move meanwhile.
 
-        The order of loads that this needs is x86-64's; before acting on damage, read once more under the append lock.
+        That the word is loaded before the copy, and again behind it, x86-64 promises and other processors may not. So
+        whoever takes something for damage reads once more under the append lock, where nobody stores.
         """
         words = self.words
         while True:
@@ -180,7 +183,7 @@ class Control:
         self.publish_filled()
 
     def publish_filled(self) -> None:
-        """Put the other copy in force; by itself, what a killed append filled and did not publish. Lock: append."""
+        """Put the copy in force that is not. Called by itself for what a killed append has filled in. Lock: append."""
         self.words[COMMIT] += 1  # last: nobody reads past the tail, so a killed writer shows nothing
 
     def appending_slot(self, commit: int) -> int | None:
@@ -212,7 +215,10 @@ class Control:
 
 
 def _problem_of(block: memoryview | bytes, file: File) -> str | None:
-    """Why a block that begins so cannot be used. Its layout is judged last, by what stands alike in all of them."""
+    """Why a block that begins so cannot be used; None: it can.
+
+    The layout is judged last: the words before are alike in all layouts, so OTHER_LAYOUT says that these are in order.
+    """
     size = file.stat.st_size
     if min(size, len(block)) < _HEAD_BYTES or size < _LEAST_BYTES:
         return f"the control block has {size} bytes, not {CONTROL_BYTES}"

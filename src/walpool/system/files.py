@@ -1,7 +1,12 @@
 """Files and directories, opened so that nobody can trick us into another file.
 
-Holds: every open goes through the directory's descriptor, as `forks.Descriptor` opens; what was opened is a regular
-file with one link whose owner we trust, or it is refused.
+Somebody who may write in a log's directory could put a symbolic link, a FIFO or a second name of another file where a
+log's file should be, and have us write there. So nothing is opened by its path: the directory is opened once, and
+everything in it through that descriptor, without following links (`forks.Descriptor` says how). What was opened is then
+looked at, and not what the name led to a moment before.
+
+Holds: what was opened is a regular file with one link whose owner we trust, or it is refused. An OSError comes out as
+one of walpool's errors, with the path, except where a docstring says that it passes.
 """
 
 import errno
@@ -19,26 +24,30 @@ READ = os.O_RDONLY
 WRITE = os.O_RDWR
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
-_others: list[io.FileIO] = []  # kept, so that they never close what is not ours
+# Owners of descriptors that other code has closed (see `was_closed`). They are kept for ever: when one of them is freed
+# it closes its number, which is somebody else's file by now.
+_others: list[io.FileIO] = []
 
 
 class _Owner(io.FileIO):
     """Closes its descriptor when it is freed, and does not complain that nobody did before."""
 
-    _finalizing = False  # hides the flag by which FileIO would know
+    _finalizing = False  # hides the flag by which FileIO knows that it is being freed, and would warn
 
 
 class File(Descriptor):
-    """One open regular file. It alone closes its descriptor, so that an interrupt cannot close it twice.
+    """One open regular file, whose descriptor is closed exactly once, whatever interrupts.
 
-    Nor leave it open, perhaps with a lock on it: once `owned`, it belongs to an object of C's that closes it in one
-    step, and at the latest when it is freed. What Python code closes, an exception from a signal handler may leave.
+    A signal handler may raise between any two bytecodes. If Python code closed the descriptor, such an exception could
+    leave it open, perhaps with a lock on it, or have it closed a second time, when its number is another file's. So,
+    once `owned`, the descriptor belongs to an object of C's, which closes it and forgets its number in one step, and at
+    the latest when it is freed.
     """
 
     _owner: _Owner | None = None
 
     def was_closed(self) -> bool:
-        """Whether other code has closed our descriptor. Its number may be a file's of its own: then we let go of it."""
+        """Whether other code has closed our descriptor. Then we let go of the number, which may be its own file's."""
         try:
             found = calls.fstat(self.fd)
         except OSError as error:
@@ -94,6 +103,7 @@ class File(Descriptor):
             calls.fdatasync(self.fd)
 
     def owned(self) -> "File":
+        """This file, its descriptor handed over to an object of C's: see the class."""
         fd, self.fd = self.fd, -1  # an interrupt may free the owner before we have it, and then it is closed already
         if fd not in self._lost:
             self._owner = _Owner(fd)
@@ -127,7 +137,10 @@ def write_rest(fd: int, data: bytes, offset: int, written: int) -> None:
 
 
 def cut_back(fd: int, size: int) -> None:
-    """Drop what a failed write left behind `size`, if the system lets us: the next write would cover it anyway."""
+    """Drop what a failed write left behind `size`, if the system lets us.
+
+    It is no matter when it does not: nobody reads past the published tail, and the next append writes there.
+    """
     try:
         if calls.fstat(fd).st_size > size:
             calls.ftruncate(fd, size)
@@ -138,7 +151,7 @@ def cut_back(fd: int, size: int) -> None:
 class Directory(Descriptor):
     """An open directory; every name in it is looked up through its descriptor."""
 
-    _ours = False  # we write here: then nobody else may
+    _ours = False  # set once we are to write here: then files that anyone may write are refused, too
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises LogNotFound when nothing is there, UnsafeLog when it is not a directory or a symlink."""
@@ -169,7 +182,7 @@ class Directory(Descriptor):
         return "another directory is there" if stat.S_ISDIR(found.st_mode) else "something else is there"
 
     def again(self) -> "Directory":
-        """Through a descriptor of its own. An OSError passes."""
+        """The same directory, through a descriptor of its own. An OSError passes."""
         mine = Directory.__new__(Directory)
         Descriptor.__init__(mine, self.path)
         mine._open(".", READ | os.O_DIRECTORY, dir_fd=self.fd)
@@ -210,10 +223,14 @@ class Directory(Descriptor):
             raise
 
     def _check(self, found: os.stat_result, path: str) -> None:
+        """Raises UnsafeLog unless a file is regular, has one name, and belongs to somebody we trust.
+
+        That is ourselves, the directory's owner, root, and, when a group may write in the directory, any member of it.
+        """
         if not stat.S_ISREG(found.st_mode):
             raise UnsafeLog(path, "refused: not a regular file")
         if found.st_nlink == 0:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)  # removed as we opened it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)  # removed just as we opened it
         if found.st_nlink != 1:
             names = f"the file has {found.st_nlink} hard links, so another name can change it"
             raise UnsafeLog(path, f"refused: {names}; put a copy in its place")
