@@ -1,6 +1,7 @@
 """Bodies: the entries that a frame holds, taken out of its bytes, or only found to be what its header promises.
 
 And an entry alone, as `WALEntry.encode` gives it, which is a frame of one with a marker of its own, LSN 0 and times 0.
+A codec would come in before this: what `decode_body` and `check_body` are given is not compressed.
 Holds: a length is compared with its limit, and with the bytes there are, before anything is sliced or allocated.
 """
 

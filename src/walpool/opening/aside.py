@@ -58,6 +58,7 @@ def _count(quarantine: Directory) -> Aside:
 
 
 def undo_half_moves(directory: Directory) -> None:
+    """Take away what a killed recovery left half made: a new segment without a name, a file with two names."""
     directory.unlink(NEW_SEGMENT)
     if directory.identity(QUARANTINE) is None:
         return

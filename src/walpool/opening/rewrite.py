@@ -1,7 +1,8 @@
 """Rewrite: after a failed sync, put the doubtful end of the log into a new segment and make that durable.
 
 The kernel may keep pages of a failed write in its cache, marked clean: they read well, a second sync reports success,
-and the disk has nothing. So they are written again, elsewhere.
+and the disk has nothing. So what was appended since the last good sync is read from the cache, while it is there, and
+written again, elsewhere.
 Holds: at every step the segments say the same entries: the new segment appears whole, under one rename, and only then
 do the ones it replaces move aside, oldest first: it counts up to the first that is still there.
 Lock: maintenance and append, and no writer alive.

@@ -1,5 +1,9 @@
 """The survey: what the segments of a log say, and what each recovery mode makes of what is wrong with them.
 
+What is durable was proved when it was written: each frame and each header states the durable LSN of that moment. So an
+opening finds the highest one stated, from the last segment backwards, and reads from the segment it lies in: damage
+before that is for `verify` and for readers to find, and reading all of a large log would keep every writer waiting.
+
 Holds: it needs no lock and touches nothing; what to do about a place is decided by the table in read/verdict.py.
 """
 
@@ -92,8 +96,8 @@ def survey(
         behind = scan.behind.entries + sum(other.next_lsn - other.first_lsn + other.behind.entries for other in later)
         place = Place(scan.path, scan.problem.offset, scan.next_lsn, scan.problem.reason)
         followed = behind > 0 or any(one.behind.exhausted for one in (scan, *later))
-        # A frame whose checksum fits was written whole: what is wrong with it, no power cut did, and what follows it is
-        # no hole's other side.
+        # A frame whose checksum fits was written whole: whatever is wrong with it, no power cut did it. For all other
+        # places only a durable LSN can vouch, which some intact frame or header states.
         vouched = scan.problem.whole is not None or scan.next_lsn <= result.durable_lsn
         verdict = judge(Asker.RECOVERY, mode, vouched=vouched, followed=followed)
         if verdict is Verdict.REFUSE:

@@ -22,7 +22,7 @@ def seek(segment: Segment, lsn: int, limit: int) -> tuple[int, int]:
         if found is None or found[1].first_lsn > lsn:
             high = middle
         elif found[1].first_lsn < best[1]:
-            break  # a frame in a payload
+            break  # LSNs rise from front to back: this frame is in a payload
         else:
             best = found[0], found[1].first_lsn
             low = found[0] + found[1].end

@@ -1,6 +1,10 @@
 """Where a reader's bytes come from: a live log, a copy of one, or one segment file.
 
-Holds: for the active segment of a live log nothing behind the published tail is read; of a copy, everything is.
+With a control block that can be believed the log is live: its tail says where it ends. Without one (a copy, an archive,
+any log after a reboot until the first writer comes) it ends where its frames do.
+
+Holds: for the active segment of a live log nothing behind the published tail is read; of a copy, everything is. No lock
+is taken that a writer waits for, but for a moment before damage is reported.
 """
 
 import os
@@ -33,7 +37,7 @@ class Source:
         self.control: Control | None = None
         self.renewed = False  # another control block is in force than before
         self._id: bytes | None = None  # the log's, once it is known
-        self._gone = ""  # why this is not the log any more that was read
+        self._gone = ""  # why this is not the log any more that was read: once found, it is not asked again
         try:
             self._look()
         except BaseException:

@@ -1,8 +1,13 @@
 """The walk: the frames of one segment in order, why they stop, and what is intact behind that place.
 
+The frames of a segment stop at its end, at the tail, or where something is wrong. Which of these it is, the place alone
+does not tell: zeros may be space that was prepared, a hole that a power cut left, or a frame that a writer is writing
+this very moment. So `examine` gathers what speaks for each: what is intact behind the place, and what stands there at a
+second look.
+
 Holds: one look is no proof, because a writer may be at work there. Frames are written in order: where later ones were
-seen, the earlier one is there by now, so the place is looked at again after everything that speaks against it. What
-to do about a stop is for read/verdict.py.
+seen, the earlier one is there by now. So the second look comes after everything that speaks against the place. What to
+do about a stop is for read/verdict.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +23,7 @@ from walpool.shared.catalog import Segment, used_range
 class Extent(NamedTuple):
     """How far one segment counts."""
 
-    limit: int  # offset one past the last byte to look at
+    limit: int  # offset one past the last byte to look at: the published tail, or the end of the file
     limit_lsn: int | None = None  # first LSN of the next segment, None when there is none
     live: bool = False  # `limit` is the published tail: whatever is before it is a frame, or damaged
 
@@ -28,7 +33,7 @@ class Behind(NamedTuple):
 
     entries: int = 0
     durable_lsn: int = 0  # the highest that any of them states
-    exhausted: bool = False  # the search gave up: there may be more
+    exhausted: bool = False  # the search gave up (see find_frames): there may be more, so this is no proof of an end
     next_lsn: int = 0  # one past the last entry of them
     first: Frame | None = None  # of them; offsets are those in the file
     blank: bool = False  # nothing but zeros, or nothing
@@ -43,7 +48,7 @@ class Stop(NamedTuple):
     behind: Behind = Behind()
     whole: Frame | None = None  # a frame whose checksum fits and whose entries do not add up: no torn write
     short: bool = False  # zeros, or the end of the file, in a segment that others follow
-    early: bool = False  # as if a copier had been there before the bytes
+    early: bool = False  # as cp or tar leave it, which read this place before the writer had written all of it
 
     @property
     def followed(self) -> bool:
@@ -57,7 +62,7 @@ class Stop(NamedTuple):
 
 
 def nobody_appends() -> None:
-    """What there is to wait for then."""
+    """For `examine`, where there is no append to wait for: nothing to do."""
 
 
 class Walk:
@@ -81,7 +86,7 @@ class Walk:
         self._bodies = bodies
         offset, self.lsn = at or (segment.header.entries_offset, segment.header.first_lsn)
         self._found: End | Damage | None = None  # in place of a frame
-        self._misfit: Stop | None = None  # a frame that is whole: no second look would help
+        self._misfit: Stop | None = None  # a frame whose checksum fits was written whole: no second look would help
         window.start(segment, offset)
 
     @property
@@ -153,7 +158,10 @@ def examine(
 ) -> Stop | None:
     """What the place is at which `window` stands, and LSN `lsn` should; None: a frame does by now. The window stays.
 
-    `extent` is what was read up to, `now()` what it is meanwhile.
+    Args:
+        found: what stood there at the first look.
+        extent: how far the segment counted then; `now` gives how far it does by now.
+        wait: until no append is under way.
     """
     offset = window.offset
     if offset >= extent.limit and extent.limit_lsn is None:
@@ -162,6 +170,7 @@ def examine(
     blank = isinstance(found, End) and behind.blank
     if blank and extent.limit_lsn is None and not extent.live:
         return Stop(offset, lsn)  # zeros: space that was allocated and not used
+    # What is intact behind this place was written after it: then there is no append here to wait for.
     if not behind.entries:
         wait()
     window.start(segment, offset)

@@ -11,7 +11,8 @@ from walpool.shared.catalog import CHUNK_BYTES, Segment
 from walpool.system.files import File
 
 INITIAL_CAPACITY = 8192
-CHECK_FIRST_BYTES = 16 << 20  # a larger frame gets its memory only once its checksum was found to be right
+# A larger frame gets its memory only once its checksum was found to be right: a damaged length must not take 4 GiB.
+CHECK_FIRST_BYTES = 16 << 20
 
 
 class FrameWindow:

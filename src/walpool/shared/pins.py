@@ -1,8 +1,10 @@
-"""Pins: a reader's request to keep what it has not read yet.
+"""Pins: a reader's request to keep what it has not read yet (`WALReader(pin=True)`); this is what pins.lock is for.
 
 A pin is a shared lock on the byte of pins.lock whose number is the first LSN of the segment being read; everything from
 there on is kept. The kernel drops it when its reader dies. Retention overrides pins beyond a cap, so that a forgotten
 reader cannot fill the disk.
+
+Holds: nothing is ever written to the file, so whoever may read the log may pin.
 """
 
 from walpool.format.names import MAX_LSN, PINS_LOCK

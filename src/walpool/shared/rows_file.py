@@ -100,7 +100,10 @@ def _open_or_make(directory: Directory, file_mode: int) -> File:
 
 
 def _is_in_use(directory: Directory, file: File, own_slot: int) -> bool:
-    """Whether some slot is held by the very writer that claimed the row."""
+    """Whether some slot is held by the very writer that claimed the row: then it has the file mapped, and counts there.
+
+    That a slot is held is not enough: its row may be of an earlier writer, and the present one may count nothing.
+    """
     control = Control.attach(directory, writable=False)
     slots_lock = directory.open(SLOTS_LOCK)
     try:

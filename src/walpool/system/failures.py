@@ -1,4 +1,7 @@
-"""Failures: what the system refuses, as the walpool error that a caller can act on."""
+"""Failures: what the system refuses, as the walpool error that a caller can act on; and how it is told or logged.
+
+Holds: the error says what to do, and keeps errno and cause. What has no caller is logged once, until it went well.
+"""
 
 import errno
 import logging
@@ -44,6 +47,7 @@ class typed_errors:
 
 
 def typed_error(error: OSError, path: str) -> Exception:
+    """The walpool error for what the system said about `path`; one that is typed already stays as it is."""
     if isinstance(error, WALError) or error.errno is None:
         return error
     what = explained(error.errno)

@@ -73,7 +73,10 @@ _by_file: dict[tuple[int, int], list["ref[ProcessLock]"]] = {}
 
 
 class ProcessLock:
-    """The flock of one open file, behind a mutex. The hot path does by itself what `run` does (see appender)."""
+    """The flock of one open file, behind a mutex: a flock is the process's, so threads need one of their own before it.
+
+    The hot path does by itself what `run` does (write/place.py).
+    """
 
     def __init__(self, file: File, timeout_s: float | None = None, who: Callable[[], str] = str) -> None:
         """`who` adds to the LogBusy of a wait that was too long who has the lock."""
@@ -211,7 +214,11 @@ else:
 
 
 class ByteLocks:
-    """Locks on single bytes of a file, held until released, closed everywhere, or the holder dies."""
+    """Locks on single bytes of a file, held until released, closed everywhere, or the holder dies.
+
+    They belong to the open file description, and not, as lockf's do, to the process: so closing another descriptor of
+    the file does not drop them.
+    """
 
     def __init__(self, file: File) -> None:
         self._file = file

@@ -1,4 +1,8 @@
-"""The way to a log: its directory and those above it, made, looked for, and made durable."""
+"""The way to a log: its directory and those above it, made, looked for, and made durable.
+
+A file that is on disk is lost all the same when its name, or that of a directory above it, is not: so whoever makes a
+log syncs every directory on the way to it.
+"""
 
 import errno
 import os

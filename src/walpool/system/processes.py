@@ -1,4 +1,8 @@
-"""Which boot this is, random bits, and what a process id means to a person. Only locks decide who is alive."""
+"""Which boot this is, random bits, and what a process id means to a person.
+
+Holds: nothing here decides who is alive: process ids are used again, and mean something else in another container. Only
+locks tell (locks.py). The boot id says whether shared memory, and the page cache, are still those of who wrote them.
+"""
 
 import hashlib
 import os

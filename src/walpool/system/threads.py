@@ -1,5 +1,8 @@
-"""Threads: locks between those of this process, and helpers, started so that an exception from a signal handler reaches
-the caller as it is, and joined.
+"""Threads: locks between those of this process, and helpers, which are started and joined here.
+
+Holds: whatever exception a signal handler raises in the middle of a start, a wait or a lock, it reaches the caller as
+it is, no lock stays held, and no thread is forgotten. So where Python's own classes run Python code between taking and
+freeing a lock, objects of C's, which do it in one step, stand here instead.
 """
 
 import _thread

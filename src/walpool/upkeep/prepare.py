@@ -95,7 +95,7 @@ def trim(directory: Directory, first_lsn: int, next_lsn: int) -> None:
 
 
 def frames_end(segment: Segment, next_lsn: int) -> int | None:
-    """Offset one past the last frame of a sealed segment that ends before `next_lsn`; None where that is not so."""
+    """Offset one past the last frame of a sealed segment, if its frames reach up to `next_lsn`; None if they do not."""
     if next_lsn == segment.header.first_lsn:
         return segment.header.entries_offset
     extent = Extent(segment.file.size(), next_lsn)

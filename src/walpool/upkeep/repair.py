@@ -71,7 +71,10 @@ def _plan(directory: Directory, mode: RecoveryMode) -> RepairPlan:
 
 
 def _published(directory: Directory) -> LogState | None:
-    """How far the log goes, when a writer has it open and we can see that."""
+    """How far the log goes, when a writer has it open and we can see that.
+
+    None without a living writer, also where the control block could be believed: a repair goes by the segments alone.
+    """
     try:
         slots_lock = directory.open(SLOTS_LOCK)
     except (FileNotFoundError, UnsafeLog):

@@ -1,4 +1,8 @@
-"""Verify: read everything that counts and report each place that is not as it should be. Changes nothing."""
+"""Verify: read everything that counts and report each place that is not as it should be. Changes nothing.
+
+Holds: it calls damage what a reader in the default mode refuses, by the same table (read/verdict.py), and then goes on
+behind it. Beside writers it reads up to the published tail, and what retention removes meanwhile is no finding.
+"""
 
 import os
 from collections.abc import Callable
@@ -27,10 +31,20 @@ WOULD_END = "; nothing says that it was durable: the next writer to open the log
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """One place that is not as it should be.
+
+    Attributes:
+        kind: DAMAGE, GAP, TORN_TAIL or EVIDENCE; the first two are damage, in the others nothing is lost.
+        path: the segment file.
+        offset: in it, bytes.
+        lsn: the LSN that was expected there.
+        reason: what is wrong.
+    """
+
     kind: str
     path: str
     offset: int
-    lsn: int  # expected there
+    lsn: int
     reason: str
 
     @property
@@ -161,7 +175,10 @@ class _Verification:
             self._evidence(segment, walk.offset)
 
     def _say_what_an_opening_does(self) -> None:
-        """For where a reader refuses and a recovery does not."""
+        """Add, where a reader refuses and a recovery would not, that the next writer to open the log ends it there.
+
+        Only of the first damage, in a log without a control block: there it is what a recovery meets first.
+        """
         if self._unvouched is None or self._source.only is not None:
             return
         finding = self._report.findings[self._unvouched]
@@ -202,6 +219,7 @@ class _Verification:
         return True
 
     def _evidence(self, segment: Segment, offset: int) -> None:
+        """Report what stands behind the end of a segment that a recovery has ended early."""
         if not is_zero(segment.file, offset):
             size = segment.file.size() - offset
             self._find(EVIDENCE, segment.header.first_lsn, offset, f"{size} bytes that do not count")

@@ -1,7 +1,7 @@
 """The rotation coordinator: what a rotation leaves to do, in the background of whichever process rotated.
 
-It prepares the next segment, makes sealed segments durable, so that recovery after a power cut never has many of them
-to read, trims them, and applies retention.
+It prepares the next segment, so that an append that rotates does not wait for the disk; makes sealed segments durable,
+so that a power cut takes little and recovery has little to read; trims them; and applies retention.
 Holds: one process at a time does it, by a kernel lock that a killed one loses at once; no append waits for it; its
 thread exists only while there is something to do.
 """
@@ -42,7 +42,7 @@ class Coordinator:
         self._role = ByteLocks(opened.slots_lock)
 
     def wake(self) -> None:
-        """There was a rotation, or the active segment is half full."""
+        """Do it soon: there was a rotation, or the active segment is half full and the next one should be prepared."""
         self._again = True
         if self._lock._is_owned():
             return  # we interrupt this very call, which starts a thread, or has seen one that looks once more
