@@ -136,6 +136,7 @@ class Buffer:
             raise LogClosed(f"{self._path}: the writer is closed")
 
     def _flush(self, owner: Owner) -> None:
+        """Append all of it as one frame; what an exception left unappended stays. Lock: the buffer's."""
         if not self._bodies:
             return
         data = b"".join(self._bodies)
@@ -194,6 +195,10 @@ class Buffer:
             self._wakers.discard(waker)
 
     def _append_when_due(self, waker: Waker, owned_by: "ref[Owner]") -> None:
+        """The thread: append after `linger_s` what is here then, and end; where that fails, wait and try again.
+
+        It has a weak reference to the writer, so that a thread which waits keeps no writer that nobody else has.
+        """
         while True:
             waker.wait(self._linger_s)
             owner = owned_by()

@@ -230,6 +230,7 @@ def _note_end(source: Directory) -> _End:
 
 
 def _end_of_frames(source: Directory) -> _End:
+    """Where the last segment ends that has a whole header. Raises CorruptLog where a reader would, at that end."""
     following = None
     for first_lsn in reversed(list_segments(source)):
         scan = scan_segment(source, first_lsn, following, FrameWindow(1 << 18), wait=partial(wait_for_append, source))

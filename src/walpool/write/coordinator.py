@@ -65,6 +65,11 @@ class Coordinator:
             return True
 
     def _run(self) -> None:
+        """The thread: as long as somebody has asked since, and no other thread has taken its place.
+
+        Each time it tries for the role, a byte of slots.lock. Where another process has it, that one does what there is
+        to do, and the next rotation asks again.
+        """
         path = self._log.directory.path
         while True:
             with self._lock:
@@ -113,6 +118,7 @@ class Coordinator:
         return no_room
 
     def _trim(self, active_lsn: int) -> None:
+        """Give back the zeros behind the last frames of the segments that were sealed last."""
         segments = [first for first in list_segments(self._log.directory) if first <= active_lsn]
         for first_lsn, next_lsn in list(pairwise(segments))[-TRIM_BACK:]:
             if next_lsn > self._trimmed_lsn:

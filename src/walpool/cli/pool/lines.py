@@ -150,6 +150,7 @@ class LineCutter:
             self._intake.found_long(self.name, self.next_line)
 
     def _runs(self, complete: bytes) -> Iterator[Run]:
+        """Whole lines as runs: all of them as one, unless a line may be too long; then those between long ones."""
         if len(complete) <= self._intake.limit(self.name, self.next_line + len(complete)):
             self._cut = False
             if complete:

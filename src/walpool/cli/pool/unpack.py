@@ -129,6 +129,7 @@ class Unpacker:
         return start
 
     def _unpack(self, data: bytes) -> Iterator[bytes]:
+        """What comes out, in steps; where one packed stream ends, the next begins with what is left of the input."""
         if self._make is None:
             if data:
                 yield data
