@@ -228,6 +228,11 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.001)
 
 
+def reap(pid: int) -> int:
+    """Wait for the end of a forked child: its exit code, or less than 0 for the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def waits_for_flock(pid: int) -> bool:
     """Whether the kernel has this process in line for a flock (Linux)."""
     lines = Path("/proc/locks").read_text().splitlines()
@@ -368,6 +373,10 @@ class Ledger:
 def read_log(log: str | os.PathLike[str]) -> list[WALEntry]:
     with WALReader(log) as reader:
         return reader.read_all()
+
+
+def keys(log: str | os.PathLike[str]) -> list[bytes]:
+    return [bytes(entry.key) for entry in read_log(log)]
 
 
 def digest(entries: Iterable[WALEntry]) -> str:

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from walpool.system.calls import calls
+from tests.crash.taps import NAMES, Call, tapped
 
-WATCHED = tuple(
-    sorted(name for name in vars(calls) if name not in ("close", "time_ns", "monotonic", "sleep", "getpid"))
-)
+WATCHED = frozenset(NAMES) - {"close"}
 
 
 class Killed(BaseException):
@@ -38,29 +36,20 @@ def watched(before: Callable[[int, str], None] = lambda number, name: None) -> I
     """Every call of this thread is noted, after `before` was told its number, from 0; background threads go on."""
     trace = Trace()
     watched_thread = threading.get_ident()
-    real = {name: getattr(calls, name) for name in WATCHED}
 
-    def wrap(name: str) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            if threading.get_ident() != watched_thread:
-                return real[name](*arguments, **named)
-            try:
-                before(len(trace.made), name)
-            except BaseException:
-                trace.hit = trace.hit or f"{name}{arguments[:2]}"
-                raise
-            trace.made.append((name, arguments[:2]))
-            return real[name](*arguments, **named)
+    def tap(name: str, call: Call, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if name not in WATCHED or threading.get_ident() != watched_thread:
+            return call(*arguments, **named)
+        try:
+            before(len(trace.made), name)
+        except BaseException:
+            trace.hit = trace.hit or f"{name}{arguments[:2]}"
+            raise
+        trace.made.append((name, arguments[:2]))
+        return call(*arguments, **named)
 
-        return call
-
-    for name in WATCHED:
-        setattr(calls, name, wrap(name))
-    try:
+    with tapped(tap):
         yield trace
-    finally:
-        for name, call in real.items():
-            setattr(calls, name, call)
 
 
 @contextmanager

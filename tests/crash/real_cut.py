@@ -23,8 +23,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.crash.sweep import in_child, reap
-from tests.support import Ack, Channel, Child, Ledger, judge, read_log, until
+from tests.crash.sweep import in_child
+from tests.support import Ack, Channel, Child, Ledger, judge, read_log, reap, until
 from walpool import SyncMode, WALEntry, WALError, WALWriter
 from walpool.system import processes
 

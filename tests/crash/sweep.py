@@ -27,7 +27,7 @@ from tests.crash import scripts
 from tests.crash.proof import repeatable
 from tests.crash.scripts import ANSWER, BUFFERED, CHECKPOINT, END, KEPT, LIMIT, Prepare, Script, teller
 from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, stores, tapped, told_of_stores
-from tests.support import DEADLINE_S, Ack, append_op, judge
+from tests.support import DEADLINE_S, Ack, append_op, judge, reap
 from walpool import Retention, WALReader, WALWriter
 
 VICTIMS_PER_LOG = 40
@@ -291,10 +291,6 @@ def in_fork(run: Callable[[], Any]) -> Any:
         answer = file.read()
     assert reap(pid) == 0, "a dry run failed"
     return pickle.loads(answer)
-
-
-def reap(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 class Survivor:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.sweep import in_child, reap
+from tests.crash.sweep import in_child
 from tests.processes import workers
-from tests.support import Ack, Channel, Ledger, Start, append_op, judge, read_log, until
+from tests.support import Ack, Channel, Ledger, Start, append_op, judge, read_log, reap, until
 from walpool import SyncMode, WALWriter
 
 LIMIT = 30_000

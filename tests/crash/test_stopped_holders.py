@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.crash.power_cut import stop_coordinators
-from tests.crash.sweep import in_child, reap
+from tests.crash.sweep import in_child
 from tests.crash.taps import Call, tapped
-from tests.support import Ack, Channel, Ledger, Start, append_op, deadline, judge, read_log
+from tests.support import Ack, Channel, Ledger, Start, append_op, deadline, judge, read_log, reap
 from walpool import LogBusy, SyncMode, WALWriter
 
 LIMIT = 1200

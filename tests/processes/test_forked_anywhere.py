@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.crash.interruptions import Interruption, warm_up
-from tests.support import Channel, Start, open_fds, read_log, until
+from tests.support import Channel, Start, open_fds, read_log, reap, until
 from walpool import Retention, SyncMode, WALMetrics, WALReader, WALWriter
 from walpool.shared.pins import all_pins
 from walpool.system.calls import calls
@@ -53,7 +53,7 @@ class Forks:
         """Whether it held a descriptor, other than of a lock."""
         if self.child is None:
             return False
-        code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+        code = reap(self.child)
         assert code in (0, HELD), f"{where}: the child ended with {code}"
         return code == HELD
 
@@ -129,7 +129,7 @@ def fork_beside(channel: Channel, log: Path) -> int:
                     os.write(2, f"{error!r}\n".encode())
                     os._exit(100)
                 os._exit(len(held))
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            code = reap(pid)
             assert 0 <= code < 100, f"the child ended with {code}"
             most = max(most, code)
     finally:
@@ -169,7 +169,7 @@ def share_a_reader(channel: Channel, log: Path) -> None:
                 os.write(2, f"{error!r}\n".encode())
                 os._exit(1)
             os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
+        assert reap(pid) == 0
         assert all_pins(Directory(log)) == [pinned], "the child has moved its parent's pin"
         writer.checkpoint(90)
         assert writer.prune().held_by_pins > 0
@@ -221,7 +221,7 @@ def fork_as_a_thread_is_given(channel: Channel, log: Path, call: str) -> list[st
         pid = os.fork()
         if pid == 0:
             os._exit(sum(str(log) in path for path in open_fds().values()))
-        if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        if code := reap(pid):
             held.append(f"{code} after the fork at {call} {len(held)}")
         forked.release()
     thread.join()

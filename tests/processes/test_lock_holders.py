@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import workers
-from tests.support import Channel, Start, run_threads, until, waits_for_flock
+from tests.support import Channel, Start, keys, reap, run_threads, until, waits_for_flock
 from walpool import LogBusy, SyncMode, WALEntry, WALWriter
 
 
@@ -33,7 +33,7 @@ def test_a_timeout_raises_busy_while_the_holder_stands_inside_and_harms_nothing(
         holder.send("go on")
         assert holder.result() == [1, 2, 3]
         assert writer.put(b"mine", b"") == 4
-    assert workers.keys(log) == [b"before", b"inside", b"after", b"mine"]
+    assert keys(log) == [b"before", b"inside", b"after", b"mine"]
 
 
 def test_a_none_writer_that_times_out_keeps_its_buffer(child: Start, log: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_none_writer_that_times_out_keeps_its_buffer(child: Start, log: Path) 
             writer.sync()
         holder.send("go on")
         holder.result()
-    assert workers.keys(log) == [b"before", b"inside", b"after", b"mine"]
+    assert keys(log) == [b"before", b"inside", b"after", b"mine"]
 
 
 def test_a_thread_that_times_out_behind_another_thread_raises_busy(log: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_thread_that_times_out_behind_another_thread_raises_busy(log: Path) ->
             assert writer.put(b"after", b"") == 2
     finally:
         gate.remove()
-    assert workers.keys(log) == [b"inside", b"after"]
+    assert keys(log) == [b"inside", b"after"]
 
 
 @pytest.mark.usefixtures("linux")
@@ -82,13 +82,13 @@ def test_others_wait_for_a_stopped_holder_and_go_on_when_it_does(child: Start, l
     until(lambda: all(waits_for_flock(each.pid) for each in waiting), "both wait for the lock in the kernel")
     with pytest.raises(LogBusy):
         WALWriter(log, lock_timeout=0.02)
-    assert workers.keys(log) == [b"before"], "a reader does not wait"
+    assert keys(log) == [b"before"], "a reader does not wait"
     holder.go_on()
     assert holder.result()[:2] == [1, 2]
     for each in waiting:
         assert each.receive() == "ready"
         each.result()
-    assert sorted(workers.keys(log)) == [b"after", b"before", b"inside", b"waited", b"waited"]
+    assert sorted(keys(log)) == [b"after", b"before", b"inside", b"waited", b"waited"]
 
 
 def test_a_killed_holder_leaves_the_lock_free_and_no_trace(child: Start, log: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_killed_holder_leaves_the_lock_free_and_no_trace(child: Start, log: Pa
             holder.kill()
             assert holder.died() == -signal.SIGKILL
             assert writer.put(b"mine", b"") is not None
-    assert workers.keys(log) == [b"before", b"mine"] * 3
+    assert keys(log) == [b"before", b"mine"] * 3
 
 
 def fork_while_a_thread_stands_inside(channel: Channel, log: Path) -> list[bytes]:
@@ -127,10 +127,10 @@ def fork_while_a_thread_stands_inside(channel: Channel, log: Path) -> list[bytes
     until(lambda: waits_for_flock(pid), "the child waits for the lock that its parent's thread holds")
     release.set()
     thread.join(60)
-    workers.reap(pid)
+    assert reap(pid) == 0
     assert writer.put(b"parent", b"") == 3
     writer.close()
-    return workers.keys(log)
+    return keys(log)
 
 
 @pytest.mark.usefixtures("linux")
@@ -169,7 +169,7 @@ def test_an_idle_forked_child_does_not_keep_its_killed_parents_lock_or_slot(chil
         assert writer.put(b"mine", b"") == 2
         os.kill(idle, 0)  # it lives
         assert len(writer.metrics.snapshot().writers) == 1
-    assert workers.keys(log) == [b"before", b"mine"]
+    assert keys(log) == [b"before", b"mine"]
 
 
 def put_fifty(writer: WALWriter, name: bytes) -> None:
@@ -196,7 +196,7 @@ def use_one_writer_on_both_sides(channel: Channel, log: Path, mode: SyncMode) ->
         for n in range(20):
             writer.put(b"parent/%d" % (1 + number * 20 + n), b"x" * 50)
     for pid in pids:
-        workers.reap(pid)
+        assert reap(pid) == 0
     writer.put(b"parent/61", b"x" * 50)
     writer.close()
 
@@ -204,7 +204,7 @@ def use_one_writer_on_both_sides(channel: Channel, log: Path, mode: SyncMode) ->
 @pytest.mark.parametrize("mode", SyncMode)
 def test_a_writer_carried_over_a_fork_is_used_on_both_sides(child: Start, log: Path, mode: SyncMode) -> None:
     child(use_one_writer_on_both_sides, log, mode).result()
-    found = workers.keys(log)
+    found = keys(log)
     assert len(found) == len(set(found)) == 62 + 3 * 2 * 50
     authors = {key.split(b"/")[0] for key in found}
     for author in authors:
@@ -219,7 +219,7 @@ def fork_again_and_again(channel: Channel, log: Path, depth: int) -> None:
         writer.put(b"%d" % level, b"")
         pid = os.fork()
         if pid:
-            workers.reap(pid)
+            assert reap(pid) == 0
             writer.put(b"%d back" % level, b"")
             if level:
                 writer.close()
@@ -233,7 +233,7 @@ def fork_again_and_again(channel: Channel, log: Path, depth: int) -> None:
 
 def test_a_writer_survives_a_fork_in_a_fork_in_a_fork(child: Start, log: Path) -> None:
     child(fork_again_and_again, log, 4).result()
-    assert workers.keys(log) == [b"0", b"1", b"2", b"3", b"3 back", b"2 back", b"1 back", b"0 back"]
+    assert keys(log) == [b"0", b"1", b"2", b"3", b"3 back", b"2 back", b"1 back", b"0 back"]
 
 
 def fork_during_a_sync(channel: Channel, log: Path) -> int:
@@ -268,7 +268,7 @@ def fork_during_a_sync(channel: Channel, log: Path) -> int:
     until(lambda: writer.metrics.snapshot().next_lsn == 3, "the child has appended")
     release.set()
     thread.join(60)
-    workers.reap(pid)
+    assert reap(pid) == 0
     durable = writer.sync()
     writer.close()
     return durable

@@ -13,10 +13,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.sweep import in_child, reap
+from tests.crash.sweep import in_child
 from tests.crash.test_kills_under_load import Herd, judge_after_kills
 from tests.processes import workers
-from tests.support import METHODS, Ack, Channel, Ledger, Start, append_op, judge, read_log, run_threads, until
+from tests.support import (
+    METHODS,
+    Ack,
+    Channel,
+    Ledger,
+    Start,
+    append_op,
+    judge,
+    keys,
+    read_log,
+    reap,
+    run_threads,
+    until,
+)
 from walpool import Retention, SyncMode, WALError, WALMetrics, WALReader, WALWriter
 from walpool.system import processes
 from walpool.system.calls import calls
@@ -176,7 +189,7 @@ def test_appends_and_rotations_go_on_while_the_disk_takes_its_time(log: Path, mo
     assert snapshot.durable_lsn >= 4
     for writer in (normal, *full):
         writer.close()
-    assert sorted(workers.keys(log)) == [b"full"] * 4 + [b"normal"] * 100
+    assert sorted(keys(log)) == [b"full"] * 4 + [b"normal"] * 100
 
 
 ENOUGH = 3_000  # operations
@@ -321,4 +334,4 @@ def test_a_program_that_takes_over_a_process_keeps_neither_its_lock_nor_its_slot
         assert writer.put(b"mine", b"") == 2
         until(lambda: len(writer.metrics.snapshot().writers) == 1, "the other's slot is free")
         os.kill(other.pid, 0)  # it lives
-    assert workers.keys(log) == [b"before", b"mine"]
+    assert keys(log) == [b"before", b"mine"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import workers
-from tests.support import Start, open_fds, read_log
+from tests.support import Start, keys, open_fds, read_log
 from walpool import LogReplaced, SyncMode, UnsafeLog, WALError, WALWriter
 from walpool.opening import opening
 from walpool.upkeep.verify import verify
@@ -98,7 +98,7 @@ def test_a_killed_writer_is_no_obstacle_after_the_control_block_was_removed(chil
     other.died()
     with WALWriter(log) as newcomer:
         assert newcomer.put(b"b", b"") == 2
-    assert workers.keys(log) == [b"a", b"b"]
+    assert keys(log) == [b"a", b"b"]
 
 
 def test_a_rotation_notices_at_once(log: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_directory_that_another_log_took_the_place_of_is_noticed(log: Path, tm
             other.put(b"other", b"")
             append_until_refused(writer)
             assert other.put(b"other", b"") == 2
-    assert workers.keys(log) == [b"other", b"other"]
+    assert keys(log) == [b"other", b"other"]
 
 
 def test_a_moved_directory_is_one_log_still(log: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_moved_directory_is_one_log_still(log: Path, tmp_path: Path) -> None:
         with WALWriter(tmp_path / "moved.wal") as other:
             acknowledged.append(b"other")
             assert other.put(b"other", b"") == len(acknowledged)
-    assert workers.keys(tmp_path / "moved.wal") == acknowledged
+    assert keys(tmp_path / "moved.wal") == acknowledged
 
 
 def test_a_copied_directory_is_another_log(log: Path, tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_a_copied_directory_is_another_log(log: Path, tmp_path: Path) -> None:
             assert copy.recovery_report is not None
             assert copy.put(b"copy", b"") == 2
             assert writer.put(b"original", b"") == 2
-    assert workers.keys(log) == [b"both", b"original"]
-    assert workers.keys(tmp_path / "copy.wal") == [b"both", b"copy"]
+    assert keys(log) == [b"both", b"original"]
+    assert keys(tmp_path / "copy.wal") == [b"both", b"copy"]
 
 
 def test_a_removed_segment_is_noticed_by_the_next_who_needs_it(log: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_truncated_control_block_kills_nobody(child: Start, log: Path) -> None
         os.truncate(log / "control", size)
         with WALWriter(log) as writer:
             assert writer.put(b"b", b"") is not None
-    assert workers.keys(log) == [b"a"] + [b"b"] * 5
+    assert keys(log) == [b"a"] + [b"b"] * 5
 
 
 # What is open is what the names lead to

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support import Channel, Ledger, digest, read_log, run_threads
+from tests.support import Channel, Ledger, digest, run_threads
 from walpool import SyncMode, WALReader, WALWriter
 from walpool.system.calls import calls
 
@@ -147,12 +146,3 @@ def put_each(channel: Channel, log: Path) -> None:
         except Exception as error:
             channel.send(error)
     writer.close()
-
-
-def keys(log: Path) -> list[bytes]:
-    return [bytes(entry.key) for entry in read_log(log)]
-
-
-def reap(pid: int) -> None:
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, f"the forked child ended with status {status}"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.read.logs import entries, fill, make, read, segment_files, written
-from tests.support import open_under, until
+from tests.support import open_under, reap, until
 from walpool import (
     CorruptLog,
     EntryTooLarge,
@@ -329,7 +329,7 @@ def test_a_child_goes_on_with_its_parents_reader_and_counts_what_it_reads_itself
                 status = 0 if mine == [0, 1] else 2
             finally:
                 os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert reap(pid) == 0
         assert counters_of(str(log)).values()["reads_total"] == before + 4
 
 

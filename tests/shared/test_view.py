@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.read.logs import fill, make
-from tests.support import open_fds, run_threads
+from tests.support import open_fds, reap, run_threads
 from walpool import LogClosed, LogReplaced, Retention, WALError, WALMetrics, WALWriter
 from walpool.cli.live.figures import writer_table
 from walpool.shared import slot_rows
@@ -143,7 +143,7 @@ def in_child(work: Callable[[], bool]) -> None:
             status = 0 if work() else 2
         finally:
             os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert reap(pid) == 0
 
 
 def test_a_child_has_descriptors_of_its_own_and_none_of_its_parents(log: Path, linux: None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import read_log, run_threads
+from tests.support import keys, read_log, run_threads
 from walpool import EntryTooLarge, Operation, SyncMode, WALEntry, WALReader, WALWriter
 from walpool.system.calls import calls
 
@@ -20,10 +20,6 @@ MIB = 1 << 20
 def writer(log: Path) -> Iterator[WALWriter]:
     with WALWriter(log) as opened:
         yield opened
-
-
-def keys(log: Path) -> list[bytes]:
-    return [bytes(entry.key) for entry in read_log(log)]
 
 
 def test_the_first_lsn_is_1_and_each_next_is_one_more(writer: WALWriter) -> None:

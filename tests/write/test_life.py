@@ -16,14 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Channel, Start, open_fds, read_log, run_threads, until
+from tests.support import Channel, Start, keys, open_fds, reap, run_threads, until
 from walpool import LogClosed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter, flush_at_signals
 from walpool.shared.control import RETIRED, STOPPED
 from walpool.staging import at_exit
-
-
-def keys(log: Path) -> list[bytes]:
-    return [bytes(entry.key) for entry in read_log(log)]
 
 
 def test_close_may_be_called_again(log: Path) -> None:
@@ -217,7 +213,7 @@ def fork_and_leave(channel: Channel, log: Path) -> None:
     if pid == 0:
         writer.close()  # what the child never used costs its parent nothing
         os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert reap(pid) == 0
     with WALMetrics.attach(log) as metrics:
         assert len(metrics.snapshot().writers) == 1, "the parent still has its slot"
     assert writer.put(b"b", b"") == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.read.logs import segment_files
-from tests.support import Channel, Start
+from tests.support import Channel, Start, reap
 from walpool import UnsafeLog, WALReader, WALWriter
 from walpool.format.header import WALHeader
 from walpool.shared.control import ROTATING
@@ -155,7 +155,7 @@ def fork_while_another_thread_opens(channel: Channel, log: Path) -> None:
             os._exit(100)
     leave.set()
     thread.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert reap(pid) == 1
     writer.close()
 
 

@@ -10,15 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import DEADLINE_S, Channel, Start, read_log, run_threads, until
+from tests.support import DEADLINE_S, Channel, Start, keys, reap, run_threads, until
 from walpool import LogFull, SyncFailed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
 from walpool.system.calls import calls
 
 FOR_EVER = 3600.0  # seconds that buffered entries linger, where nothing but the test is to append them
-
-
-def keys(log: Path) -> list[bytes]:
-    return [bytes(entry.key) for entry in read_log(log)]
 
 
 def durable_lsn(log: Path) -> int:
@@ -381,7 +377,7 @@ def fork_with_a_full_buffer(channel: Channel, log: Path) -> None:
             writer.close()
         finally:
             os._exit(0)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert reap(pid) == 0
     assert keys(log) == [b"child"], "the child appends its own entries, and not its parent's"
     writer.put(b"parent again", b"")
     writer.close()
