@@ -106,7 +106,7 @@ class WALWriter:
     def append(self, entry: WALEntry) -> int:
         """Append one entry and return its LSN; 0 in SyncMode.NONE: it is not known yet.
 
-        After every error but LogBusy with `lsns` and SyncFailed nothing was appended.
+        After every error but LogBusy with `lsns`, SyncFailed and, in FULL, LogReplaced nothing was appended.
 
         Args:
             entry: what WALEntry.put or WALEntry.delete gave, or a reader; its `lsn` plays no part.
