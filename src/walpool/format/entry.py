@@ -185,8 +185,11 @@ class Body(NamedTuple):
 
 
 def encode_entries(entries: Iterable[WALEntry]) -> Body:
-    """Puts of one shape are packed by columns: 0.26 us for 116 bytes. Others go row by row, joined once: 0.32; for them
-    columns took 0.43 (tools/bench.py watches it as append_batch). Raises TypeError, ValueError, EntryTooLarge.
+    """The body of a frame with all of them.
+
+    Puts of one shape are packed by columns, one call an entry: 0.26 us for 116 bytes. Others go row by row, joined
+    once: 0.32; for them columns took 0.43 (tools/bench.py watches it as append_batch).
+    Raises TypeError for what is not an entry or not bytes, EntryTooLarge, ValueError for a timestamp out of range.
     """
     if type(entries) is list and len(entries) >= COLUMNS_FROM:
         uniform = _encode_columns(entries)
@@ -227,9 +230,8 @@ def encode_entries(entries: Iterable[WALEntry]) -> Body:
         raise bad_timestamp(timestamp) from None
     except TypeError as error:
         raise TypeError(f"entry {len(parts) // 3} of the batch: {error}; a batch takes WALEntry objects") from None
-    return tuple.__new__(
-        Body, (b"".join(parts), len(parts) // 3, largest + ENTRY_BYTES)
-    )  # `Body(...)` takes twice that
+    # tuple.__new__ takes 0.07 us where Body(...) takes 0.15.
+    return tuple.__new__(Body, (b"".join(parts), len(parts) // 3, largest + ENTRY_BYTES))
 
 
 def _encode_columns(entries: list[WALEntry]) -> Body | None:
