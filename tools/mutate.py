@@ -167,11 +167,15 @@ def main() -> int:
     parser.add_argument("places", nargs="*", help="rooms, or files below src/walpool; all rooms without")
     parser.add_argument("--sample", type=int, default=60, help="how many mutants are drawn")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--jobs", type=int, default=cores)
     parser.add_argument("--list", action="store_true", help="say what would be tried")
     chosen = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
+    missing = [place for places in (*MORE.values(), LAST) for place in places if not (ROOT / place).exists()]
+    if missing:  # pytest's error would pass for a mutant that was noticed
+        parser.error(f"there are no tests {missing}: mend MORE and LAST")
     known = {
         line.rpartition("  # ")[0].strip()
         for line in (EQUIVALENT.read_text().splitlines() if EQUIVALENT.exists() else [])
