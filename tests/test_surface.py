@@ -29,6 +29,7 @@ import pytest
 import walpool
 from tests.crash.taps import Call, tapped
 from walpool import SyncFailed, SyncMode, WALEntry, WALError, WALMetrics, WALReader, WALWriter
+from walpool.options import WriterOptions
 from walpool.system.locks import LOCK_UN
 
 EXPORTED = {name: getattr(walpool, name) for name in walpool.__all__}
@@ -196,6 +197,13 @@ def test_each_parameter_of_a_constructor_is_explained_with_its_default(name: str
     if items(text_of(kind), "Args"):
         named = {each: default for each, default in real.items() if each in said}
         assert disagreements(text_of(kind), named, "Args") == []
+
+
+def test_an_option_that_is_not_given_means_the_same_in_a_writer_and_in_a_command() -> None:
+    """Commands make WriterOptions without a writer."""
+    given = inspect.signature(walpool.WALWriter).parameters
+    for option in dataclasses.fields(WriterOptions):
+        assert given[option.name].default == option.default
 
 
 def test_what_a_user_sees_of_an_object_is_what_is_documented(log: Path) -> None:

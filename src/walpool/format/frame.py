@@ -29,6 +29,7 @@ FRAME_PREFIX = struct.Struct("<I I")
 FRAME_REST = struct.Struct("<I I Q Q Q I H H")
 FRAME_BYTES = 48
 _HEADER = struct.Struct("<I I I I Q Q Q I H H")
+MAX_SLOTS = 1 << 16  # `writer` has 16 bits
 assert FRAME_PREFIX.size + FRAME_REST.size == _HEADER.size == FRAME_BYTES  # the table above, field by field
 _REST_AT = FRAME_PREFIX.size
 

@@ -37,7 +37,7 @@ from walpool.system import clock
 from walpool.system.failures import typed_error
 from walpool.system.files import WRITE, Directory, File
 from walpool.system.filesystems import check_local
-from walpool.system.locks import Maintenance, ProcessLock
+from walpool.system.locks import Maintenance, ProcessLock, lock_mode
 from walpool.system.paths import create_directory
 
 POISON = "a sync failed"
@@ -214,14 +214,9 @@ def _doubtful(directory: Directory) -> int | None:
         return first_doubtful(directory, control)
 
 
-def lock_mode(options: WriterOptions) -> int:
-    """Permissions of lock files: read is enough to take a flock, so who may only read the log must not open them."""
-    return 0o600 | (0o060 if options.mode & 0o020 else 0)
-
-
-def maintenance(directory: Directory, options: WriterOptions) -> Maintenance:
-    """The lock of whoever makes, recovers, repairs or prunes a log."""
-    return Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout, lock_mode(options))
+def maintenance(directory: Directory, options: WriterOptions, *, wait: bool = True) -> Maintenance:
+    """The lock of whoever makes, recovers, repairs or prunes a log. Entering raises LogBusy where it is not free."""
+    return Maintenance(directory, MAINTENANCE_LOCK, options.lock_timeout if wait else 0, options.mode)
 
 
 def rebuild(directory: Directory, options: WriterOptions, reason: str, *, whole: bool = False) -> RecoveryReport:
@@ -234,7 +229,7 @@ def rebuild(directory: Directory, options: WriterOptions, reason: str, *, whole:
         reason: why the block in place cannot be used.
         whole: read every segment, and not only from the highest durable LSN on.
     """
-    append_file, sync_file, slots_lock = (directory.open_or_create(name, lock_mode(options)) for name in LOCKS)
+    append_file, sync_file, slots_lock = (directory.open_or_create(name, lock_mode(options.mode)) for name in LOCKS)
     directory.open_or_create(PINS_LOCK, options.mode).close()  # whoever may read may pin, up to the cap
     append_lock = ProcessLock(append_file, options.lock_timeout)
     deadline = clock.monotonic() + TRANSIENT_S

@@ -196,7 +196,7 @@ class WALMetrics:
             if directory.fd < 0:
                 raise self._is_closed() from None
             raise typed_error(error, directory.path) from error
-        if _place(mine) != _place(directory):
+        if mine.place != directory.place:
             raise self._is_closed()
         return _View(mine, control)
 
@@ -242,7 +242,7 @@ class WALMetrics:
             if isinstance(error.__cause__, PermissionError):
                 return None  # rights were given up since: that is no answer
             raise self._replaced("moved or removed") from error
-        if _place(there) != mark.place:
+        if there.place != mark.place:
             raise self._replaced("moved or removed, and another directory is in its place")
         return there
 
@@ -277,12 +277,8 @@ def _attach(directory: Directory) -> Control:
     return Control.attach(directory, writable=False)
 
 
-def _place(directory: Directory) -> tuple[int, int]:
-    return directory.stat.st_dev, directory.stat.st_ino
-
-
 def _mark(view: _View) -> _Mark:
-    return _Mark(_place(view.directory), view.control.state(), _locks(view.control))
+    return _Mark(view.directory.place, view.control.state(), _locks(view.control))
 
 
 def _locks(control: Control) -> list[int]:

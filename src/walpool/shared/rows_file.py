@@ -7,6 +7,7 @@ Lock: a slot of the caller's; maintenance, to make a file anew.
 """
 
 from walpool.errors import UnsafeLog, WALError
+from walpool.format.frame import MAX_SLOTS
 from walpool.format.names import MAINTENANCE_LOCK, METRICS, NEW_METRICS, SLOTS_LOCK
 from walpool.shared.control import OTHER_VERSION, SLOT_PIDS, Control
 from walpool.system.files import CREATE, WRITE, Directory, File
@@ -71,8 +72,7 @@ def open_rows(directory: Directory, slot: int, file_mode: int) -> File:
     file.close()
     if layout is None:
         raise UnsafeLog(file.path, NOT_OURS)
-    lock_mode = 0o660 if file_mode & 0o020 else 0o600
-    with Maintenance(directory, MAINTENANCE_LOCK, WAIT_S, lock_mode):
+    with Maintenance(directory, MAINTENANCE_LOCK, WAIT_S, file_mode):
         file = _open_or_make(directory, file_mode)
         layout = layout_of(file)
         if layout == LAYOUT:
@@ -107,7 +107,7 @@ def _is_in_use(directory: Directory, file: File, own_slot: int) -> bool:
     control = Control.attach(directory, writable=False)
     slots_lock = directory.open(SLOTS_LOCK)
     try:
-        for slot in ByteLocks(slots_lock).held_by_others(1 << 16):
+        for slot in ByteLocks(slots_lock).held_by_others(MAX_SLOTS):
             row = slot if slot < ROWS else SHARED_ROW
             words = memoryview(file.read(ROW_BYTES, place_of(row)).ljust(ROW_BYTES, b"\0")).cast("Q")
             if slot == own_slot or not words[CLAIMS] or words[CLOSED_NS]:

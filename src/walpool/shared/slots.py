@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from walpool.errors import UnsafeLog, WALError
+from walpool.format.frame import MAX_SLOTS
 from walpool.shared.control import COMMIT, LEADING, SLOT_PIDS, SLOT_ROWS, Control
 from walpool.shared.slot_rows import read_rows
 from walpool.system import processes
 from walpool.system.files import Directory, File
 from walpool.system.locks import ByteLocks
 
-MAX_SLOTS = 1 << 16  # a frame says its writer's slot in 16 bits
 _LOW = (1 << 32) - 1
 
 

@@ -266,6 +266,11 @@ class ByteLocks:
             ranges.append((end, high))
 
 
+def lock_mode(file_mode: int) -> int:
+    """Permissions of lock files: read is enough to take a flock, so who may only read the log must not open them."""
+    return 0o600 | (0o060 if file_mode & 0o020 else 0)
+
+
 class Maintenance(io.FileIO):
     """The lock around create, recover, prune and repair, on a descriptor of its own.
 
@@ -275,8 +280,8 @@ class Maintenance(io.FileIO):
 
     _thread = 0  # that holds it
 
-    def __init__(self, directory: Directory, name: str, timeout_s: float | None, mode: int) -> None:
-        file = directory.open_or_create(name, mode)
+    def __init__(self, directory: Directory, name: str, timeout_s: float | None, file_mode: int) -> None:
+        file = directory.open_or_create(name, lock_mode(file_mode))
         self._path = file.path
         self._place = file.place
         self._timeout_s = timeout_s

@@ -20,8 +20,6 @@ from walpool.shared.control import (
     EXPECTED,
     LAST_SYNC_NS,
     LEADING,
-    POISONED,
-    STOPPED,
     SYNC_ERRNO,
     SYNC_NS,
     SYNCED_BATCHES,
@@ -95,13 +93,13 @@ class Committer:
                 row.words[DOING] = IDLE
 
     def _wait_or_lead(self, lsn: int, background: bool) -> int:
-        words, halves = self._words, self._log.control.halves
+        words = self._words
         give_up = None
         if self._lock_timeout_s is not None and not background:
             give_up = calls.monotonic() + self._lock_timeout_s
         looks = 0
         while words[DURABLE] < lsn:
-            if halves[STOPPED] == POISONED:
+            if self._log.control.is_poisoned:
                 raise self._failed()
             if background and self._closed:
                 raise LogClosed(f"{self._log.directory.path}: the writer was closed by another thread")

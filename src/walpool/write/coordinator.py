@@ -11,14 +11,13 @@ from itertools import pairwise
 from logging import ERROR
 
 from walpool.errors import LogBusy, LogClosed, WALError
-from walpool.format.names import MAINTENANCE_LOCK
-from walpool.opening.opening import OpenLog, lock_mode
+from walpool.format.frame import MAX_SLOTS
+from walpool.opening.opening import OpenLog, maintenance
 from walpool.options import WriterOptions
 from walpool.shared.catalog import list_segments
 from walpool.shared.poison import refuse_poisoned
-from walpool.shared.slots import MAX_SLOTS
 from walpool.system.failures import in_words, over, say_once
-from walpool.system.locks import ByteLocks, Maintenance
+from walpool.system.locks import ByteLocks
 from walpool.system.threads import Helpers, leave, mutex
 from walpool.upkeep.prepare import prepare, trim
 from walpool.upkeep.retention import prune
@@ -111,7 +110,7 @@ class Coordinator:
         if options.retention is not None:
             refuse_poisoned(directory, self._log.control)
             try:
-                with Maintenance(directory, MAINTENANCE_LOCK, 0, lock_mode(options)):
+                with maintenance(directory, options, wait=False):
                     prune(directory, self._log.control.state(), options.retention)
             except LogBusy:
                 pass  # somebody creates, recovers or prunes; the next rotation comes

@@ -31,7 +31,7 @@ from walpool.write.place import Retired
 from walpool.write.rotation import check_fits
 from walpool.write.session import Left, Session
 
-log = logging.getLogger("walpool")
+logger = logging.getLogger("walpool")
 
 _Result = TypeVar("_Result")
 _Error = TypeVar("_Error", bound=BaseException)
@@ -78,7 +78,7 @@ class Handle:
         for note in notes:
             say_once(self.path, "metrics", note)
         for line in report.told(self.path) if report is not None else []:
-            log.warning("%s", line)
+            logger.warning("%s", line)
         return session
 
     def _open_session(self, notes: list[str]) -> tuple[Session, RecoveryReport | None]:

@@ -7,9 +7,9 @@ Lock: everything here runs with the append lock held, and never waits for the di
 
 from walpool.errors import BatchTooLarge
 from walpool.format.header import HEADER_BYTES, WALHeader
-from walpool.shared.catalog import Segment, create_segment
+from walpool.shared.catalog import Segment, create_segment, new_marker
 from walpool.shared.control import Control, LogState
-from walpool.system import clock, processes
+from walpool.system import clock
 from walpool.system.failures import typed_errors
 from walpool.system.files import Directory
 from walpool.upkeep.prepare import take_prepared
@@ -32,7 +32,7 @@ def rotate(
         sequence=state.sequence + 1,
         first_lsn=state.next_lsn,
         durable_lsn=control.durable_lsn,
-        marker=processes.random_word() & 0xFFFFFFFF,
+        marker=new_marker(),
     )
     with typed_errors(directory.path):
         segment = take_prepared(directory, header, size_limit) or create_segment(directory, header, file_mode)
