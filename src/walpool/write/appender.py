@@ -31,9 +31,12 @@ from walpool.write.place import Active, Place, Retired
 from walpool.write.rotation import check_fits, rotate
 from walpool.write.waits import Waits
 
-LOOK_NS = 100_000_000  # names of our files are compared with their inodes at least this often,
-LOOK_LSNS = 1_000  # or after so many entries of whichever process
-AHEAD_BYTES = 1 << 20  # FULL: how far zeros are written ahead of the tail
+# Somebody may remove or replace a file that we have open, and appends would go to a file that no name leads to. The
+# comparison of all names with their inodes takes as long as four appends (16 us): so it is made at least this often,
+LOOK_NS = 100_000_000
+LOOK_LSNS = 1_000  # and after so many entries, of whichever process: what is lost then is bounded in both.
+# FULL: zeros are written so far ahead of the tail. A sync of bytes that replace zeros need not sync the file's size.
+AHEAD_BYTES = 1 << 20
 
 
 class Appender(Place):

@@ -39,11 +39,13 @@ NOT_IN_FORCE = (
     "the control block was removed or replaced while the log was open: what was appended since then may not count, and"
     " is not durable; close every writer of this log and open it again"
 )
-LOOK_AGAIN_S = 60e-6  # a waiter's sleep between two looks at the durable LSN, once the sync should be over
-TRY_ANYWAY = 16  # looks after which a waiter tries to lead though a leader seems to be at work: it may be dead
+# Who waits for somebody else's sync sleeps for most of the time that the last one took, and then looks at the durable
+# LSN again and again: a sleep that is too long delays every writer of the log, a look costs 1 us and a wake-up.
+UNSEEN = 0.8e-9  # this share of the last sync's ns is slept through,
+LOOK_AGAIN_S = 60e-6  # and so much between two looks after that
+LONGEST_NS = 20_000_000  # a sync that took longer had many bytes to write: the next one will not
+TRY_ANYWAY = 16  # looks after which one tries to lead though the block names a leader: it may have been killed
 GATHER_S = 50e-6  # the most a leader waits for the batches it expects
-UNSEEN = 0.8e-9  # of the ns the last sync took: how long a waiter does not look at all
-LONGEST_NS = 20_000_000  # a sync of many bytes says nothing about the next one
 
 
 class Committer:
@@ -56,7 +58,7 @@ class Committer:
         self._synced: File | None = None  # the active segment, as the leader last synced it
         self._directory_synced = 0  # first LSN of the last segment whose name is known to be durable
         self._closed = False
-        self._promised = 0, 0.0  # LSN that is to be durable without anybody's waiting, and by when
+        self._promised = 0, 0.0  # with an interval: the LSN up to which all is to be durable, and by when
         self._again = False  # something was appended since the thread last synced
         self._helpers = Helpers()
         self._thread: threading.Thread | None = None

@@ -42,10 +42,10 @@ class Session:
         self.chores = Chores(waits, self.coordinator, self.committer, options.sync_interval_s, counters)
         kind = SharingAppender if row is not None and row.shared else Appender
         self.appender = kind(log, options, row, waits, self.chores)
-        self._inside: dict[object, int] = {}  # calls by a token of their own: the thread they run in
+        self._inside: dict[object, int] = {}  # calls under way: a token of each one's own, and its thread
         self.closing = False
         self.forked = False  # this is a child, and all of it was its parent's
-        self._open = [True]  # taken out by the one that closes
+        self._open = [True]  # popped, which no interrupt and no thread can do twice, by the one that closes
 
     def call(self, body: Callable[[], _Result]) -> _Result:
         """`body()`, with everything open until it has returned. Raises Left once `close` was called."""
