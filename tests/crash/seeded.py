@@ -519,6 +519,28 @@ BUGS = [
         "        pass\n",
         "tests/upkeep/test_copy.py -k damaged",
     ),
+    # Wake-ups: without one, who waits looks by himself, only later
+    Bug(
+        "an append wakes nobody",
+        "write/place.py",
+        "            self._growth.wake(commit)\n",
+        "            pass\n",
+        "tests/processes/test_wakeups.py -k woken_by_an_append",
+    ),
+    Bug(
+        "who waits for a sync that fails is left asleep",
+        "write/committer.py",
+        "            self._news.wake(self._words[SYNCS])\n            raise\n",
+        "            raise\n",
+        "tests/processes/test_wakeups.py -k that_fails",
+    ),
+    Bug(
+        "a wake-up between the look and the sleep is lost",
+        "shared/wakeups.py",
+        "            self._halves[self._woken] = number & 0xFFFFFFFF\n",
+        "",
+        "tests/processes/test_wakeups.py -k between_the_look",
+    ),
 ]
 
 

@@ -97,12 +97,12 @@ class Cursor:
 
     def has_news(self, durable_only: bool) -> bool:
         """Whether reading on could give something: cheap, as long as there is a control block."""
-        if self.source.control is None or not self._is_ahead(durable_only):
+        if self.source.control is None or not self.is_ahead(durable_only):
             self._look_for_control()  # it may have appeared, or been replaced
-            return self._is_ahead(durable_only)
+            return self.is_ahead(durable_only)
         return True
 
-    def _is_ahead(self, durable_only: bool) -> bool:
+    def is_ahead(self, durable_only: bool) -> bool:
         control = self.source.control
         if control is None:
             return True

@@ -20,6 +20,8 @@ from walpool.read.cursor import Cursor, Start
 from walpool.read.source import Source
 from walpool.read.walk import refuse_unknown
 from walpool.read.window import FrameWindow
+from walpool.shared.control import GROWTH, SYNC_OVER
+from walpool.system import clock
 from walpool.system.forks import reopen_after_fork
 
 
@@ -207,6 +209,14 @@ class Reading(Generic[B]):
         """Whether reading on could give something."""
         self.check_open()
         return self.cursor.has_news(durable_only)
+
+    def wait(self, durable_only: bool, longest_s: float, look_again_s: float) -> None:
+        """Sleep until there may be news, at most `longest_s`; where nobody can wake us, `look_again_s`."""
+        news = self.cursor.source.wakeups(SYNC_OVER if durable_only else GROWTH)
+        if news is None:
+            clock.sleep(look_again_s)
+        else:
+            news.wait(lambda: self.cursor.is_ahead(durable_only), longest_s, look_again_s)
 
     @property
     def is_over(self) -> bool:

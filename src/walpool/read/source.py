@@ -16,6 +16,7 @@ from walpool.read.walk import Extent
 from walpool.shared.catalog import Segment, list_segments, open_segment
 from walpool.shared.control import Control, ControlUnusable, LogState, known_segments
 from walpool.shared.origin import is_another, log_id
+from walpool.shared.wakeups import Wakeups
 from walpool.system import clock
 from walpool.system.files import Directory
 from walpool.system.locks import try_lock, unlock
@@ -90,6 +91,22 @@ class Source:
                 self.renewed = True
             except (ControlUnusable, UnsafeLog):
                 self.control = None  # a copy, an archive, a log of another boot, or one we may not map: frames decide
+
+    def wakeups(self, kind: int) -> Wakeups | None:
+        """To wait for news of a kind (see Wakeups). None: this process may not say in the block that it waits."""
+        ours = self.control
+        if ours is not None and not ours.writable:
+            control = ours
+            try:
+                ours = Control.attach(self.directory, writable=True)
+            except (ControlUnusable, UnsafeLog, OSError):
+                return None
+            if ours.file.place != control.file.place:
+                ours.close()  # the next look finds that it was replaced
+                return None
+            self.control = ours
+            control.close()
+        return None if ours is None else Wakeups(ours, kind)
 
     def segments(self) -> list[int]:
         return list_segments(self.directory) if self.only is None else [self.only]

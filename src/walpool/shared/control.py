@@ -27,6 +27,10 @@ byte order. One writer per word; `stored under` names its lock:
       31  sync errno      sync           why the log is poisoned
    32-42  state A         append         see LogState, field by field
    48-58  state B         append
+      64  growth waited   by who waits   1: somebody sleeps until the log grows (wakeups.py)
+      65  growth woken    by who wakes   32 bits of the commit word when sleepers were woken last
+      72  sync waited     by who waits   1: somebody sleeps until a sync is over
+      73  sync woken      by who wakes   32 bits of the number of syncs when sleepers were woken last
   512-..  slot pids       slot's byte    of the writer in slot n, for people: low 32 bits its process id, high 32 bits
                                          the low ones of its pid namespace, where alone that is a process; 0: unknown
 
@@ -58,6 +62,7 @@ COMMIT, INTENT = 16, 17
 INTENT_SLOT_BITS = 48
 DURABLE, SYNCS, SYNC_NS, LEADING, LAST_SYNC_NS, EXPECTED, SYNCED_BATCHES, SYNC_ERRNO = range(24, 32)
 COPIES = (32 * WORD, 48 * WORD)  # byte offsets of state A and B
+GROWTH, SYNC_OVER = 64, 72  # of Wakeups; each in a cache line of its own
 SLOT_PIDS = 512
 SLOT_ROWS = 1024
 CONTROL_BYTES = (SLOT_PIDS + SLOT_ROWS) * WORD
@@ -126,6 +131,7 @@ class Control:
 
     def __init__(self, file: File, shared: SharedWords) -> None:
         self.file = file
+        self.writable = not shared.bytes.readonly
         self.words = shared.words
         self.bytes = shared.bytes
         self.halves = shared.bytes.cast("I")

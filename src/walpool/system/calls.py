@@ -45,6 +45,8 @@ class Calls:
         self.monotonic = time.monotonic
         self.monotonic_ns = time.monotonic_ns
         self.sleep = time.sleep
+        self.futex_wait = _futex_wait
+        self.futex_wake = _futex_wake
         self.getpid = os.getpid
 
 
@@ -59,6 +61,31 @@ def _statfs(fd: int) -> bytes:
     return buffer.raw
 
 
+def _futex_wait(address: int, value: int, seconds: float) -> None:
+    """Sleep until somebody wakes those at the address, at most `seconds`; not at all if the word has changed."""
+    whole = int(seconds)
+    timeout = _Timespec(whole, int((seconds - whole) * 1e9))
+    _call_futex(address, _FUTEX_WAIT, value, ctypes.byref(timeout))
+
+
+def _futex_wake(address: int) -> None:
+    """Wake all who sleep at the address, in whatever process."""
+    _call_futex(address, _FUTEX_WAKE, _EVERYBODY, None)
+
+
+def _call_futex(address: int, operation: int, value: int, timeout: Any) -> None:
+    if _syscall is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if _syscall(_SYS_FUTEX, address, operation, value, timeout, None, 0) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+_FUTEX_WAIT, _FUTEX_WAKE = 0, 1  # between processes: without FUTEX_PRIVATE_FLAG
+_EVERYBODY = 0x7FFFFFFF
+_SYS_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "loongarch64": 98, "ppc64le": 221, "s390x": 238}.get(
+    os.uname().machine
+)
 STATFS_BYTES = 4096  # more than any system's struct statfs
 # Loaded with the module: whoever opens a log may have given up the right to read Python's own files by then.
 try:
@@ -66,7 +93,19 @@ try:
 
     _library: Any = ctypes.CDLL(None, use_errno=True)
     _fstatfs = _library["fstatfs$INODE64" if (sys.platform, os.uname().machine) == ("darwin", "x86_64") else "fstatfs"]
+
+    class _Timespec(ctypes.Structure):
+        _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+    _syscall: Any = None
+    if sys.platform == "linux" and sys.maxsize > 1 << 32 and _SYS_FUTEX is not None:  # elsewhere longs are too short
+        _syscall = _library["syscall"]
+        _syscall.restype = ctypes.c_long
+        _syscall.argtypes = (
+            ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p,
+            ctypes.c_uint32,
+        )  # fmt: skip
 except (ImportError, OSError, AttributeError):  # a Python that was built without libffi
-    _fstatfs = None
+    _fstatfs = _syscall = None
 
 calls = Calls()

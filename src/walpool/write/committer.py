@@ -22,6 +22,7 @@ from walpool.shared.control import (
     LEADING,
     SYNC_ERRNO,
     SYNC_NS,
+    SYNC_OVER,
     SYNCED_BATCHES,
     SYNCS,
     LogState,
@@ -30,6 +31,7 @@ from walpool.shared.origin import read_origin
 from walpool.shared.poison import poison, sync_failed
 from walpool.shared.slot_rows import DOING, IDLE, SYNC, SYNC_WAITS, SYNCING, SYNCS_LED, SlotRow
 from walpool.shared.slots import leading
+from walpool.shared.wakeups import Wakeups
 from walpool.system.calls import calls
 from walpool.system.failures import in_words, over, say_once
 from walpool.system.files import File
@@ -39,12 +41,15 @@ NOT_IN_FORCE = (
     "the control block was removed or replaced while the log was open: what was appended since then may not count, and"
     " is not durable; close every writer of this log and open it again"
 )
-# Who waits for somebody else's sync sleeps for most of the time that the last one took, and then looks at the durable
-# LSN again and again: a sleep that is too long delays every writer of the log, a look costs 1 us and a wake-up.
+# Who waits for somebody else's sync is woken when that is over. Where nobody can be woken he sleeps for most of the
+# time that the last sync took, and then looks at the durable LSN again and again: a sleep that is too long delays every
+# writer of the log, a look costs 1 us and a wake-up.
 UNSEEN = 0.8e-9  # this share of the last sync's ns is slept through,
 LOOK_AGAIN_S = 60e-6  # and so much between two looks after that
 LONGEST_NS = 20_000_000  # a sync that took longer had many bytes to write: the next one will not
-TRY_ANYWAY = 16  # looks after which one tries to lead though the block names a leader: it may have been killed
+# The block may name a leader that was killed: after so many looks, or so long a sleep, one tries to lead all the same.
+TRY_ANYWAY = 16
+ASLEEP_S = 20e-3
 GATHER_S = 50e-6  # the most a leader waits for the batches it expects
 
 
@@ -53,6 +58,7 @@ class Committer:
         self._log = opened
         self._row = row
         self._words = opened.control.words
+        self._news = Wakeups(opened.control, SYNC_OVER)
         self._lock = opened.sync_lock
         self._lock_timeout_s = lock_timeout_s
         self._synced: File | None = None  # the active segment, as the leader last synced it
@@ -100,24 +106,40 @@ class Committer:
         if self._lock_timeout_s is not None and not background:
             give_up = calls.monotonic() + self._lock_timeout_s
         looks = 0
+        overslept = False
         while words[DURABLE] < lsn:
             if self._log.control.is_poisoned:
                 raise self._failed()
             if background and self._closed:
                 raise LogClosed(f"{self._log.directory.path}: the writer was closed by another thread")
-            may_lead = not words[LEADING] or looks % TRY_ANYWAY == TRY_ANYWAY - 1
-            if may_lead and self._lock.try_run(partial(self._lead, lsn)):
+            may_lead = not words[LEADING] or overslept or looks % TRY_ANYWAY == TRY_ANYWAY - 1
+            if may_lead and self._try_lead(lsn):
                 continue
             if give_up is not None and calls.monotonic() >= give_up:
                 raise LogBusy(
                     f"{self._lock.file.path}: LSN {lsn} is not known to be on disk after {self._lock_timeout_s} s"
                     f"{leading(self._log.control)}"
                 )
-            calls.sleep(max(LOOK_AGAIN_S, 0 if looks else min(words[LAST_SYNC_NS], LONGEST_NS) * UNSEEN))
+            look_again_s = max(LOOK_AGAIN_S, 0 if looks else min(words[LAST_SYNC_NS], LONGEST_NS) * UNSEEN)
+            began = calls.monotonic()
+            longest_s = ASLEEP_S if give_up is None else max(0.0, min(ASLEEP_S, give_up - began))
+            self._news.wait(lambda: words[DURABLE] >= lsn or not words[LEADING], longest_s, look_again_s)
+            overslept = calls.monotonic() - began >= ASLEEP_S
             looks += 1
         if looks and self._row is not None and not background:
             self._row.add(SYNC_WAITS)
         return words[DURABLE]
+
+    def _try_lead(self, lsn: int) -> bool:
+        """False: another process is at it. Whatever came out, who waits for that is woken once the lock is free."""
+        try:
+            led = self._lock.try_run(partial(self._lead, lsn))
+        except BaseException:
+            self._news.wake(self._words[SYNCS])
+            raise
+        if led:
+            self._news.wake(self._words[SYNCS])
+        return bool(led)
 
     def _lead(self, lsn: int) -> bool:
         """Sync what is published. Lock: sync."""

@@ -21,8 +21,9 @@ from walpool.errors import WALError
 from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, FRAME_REST
 from walpool.opening.opening import OpenLog
 from walpool.shared.catalog import Segment
-from walpool.shared.control import COMMIT, COPIES, DURABLE, INTENT, INTENT_SLOT_BITS, STATE, STOP
+from walpool.shared.control import COMMIT, COPIES, DURABLE, GROWTH, INTENT, INTENT_SLOT_BITS, STATE, STOP
 from walpool.shared.slot_rows import BATCH, BATCHES, BYTES, MORE_ENTRIES, SlotRow, bucket_word
+from walpool.shared.wakeups import Wakeups
 from walpool.system.calls import calls
 from walpool.system.files import write_rest
 from walpool.system.locks import LOCK_UN, TRY_EX, Flock
@@ -74,6 +75,7 @@ class Place:
         self._pwrite = calls.pwrite
         self._write_rest: Callable[..., None] = write_rest
         self._time_ns = calls.time_ns
+        self._growth = Wakeups(log.control, GROWTH)
         self._words = log.control.words
         self._block = log.control.bytes
         self._load = STATE.unpack_from
@@ -148,6 +150,8 @@ class Place:
                 if count > 1:
                     counts[MORE_ENTRIES] = self._more = self._more + count - 1
                     counts[bucket_word(BATCH, count)] += 1
+        if words[GROWTH]:
+            self._growth.wake(commit)
         return next_lsn
 
     def after_exception(self, data: bytes) -> int | None:
