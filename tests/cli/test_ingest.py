@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.support import until
 from walpool import WALReader, WALWriter
 
 from .conftest import (
@@ -246,6 +249,33 @@ def test_killed_workers_are_replaced_and_nothing_is_lost_or_doubled(
     assert ended.code == 0, ended.err
     assert ended.err.count("was killed by SIGKILL") == 6
     assert values_by_key(log) == lines_of(*big_files)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_worker_has_nothing_of_the_command_but_its_connection_and_the_lock(
+    start: Start, log: Path, tmp_path: Path
+) -> None:
+    """Else a pipe that feeds the command would not be closed by its end, and a worker would outlive its parent."""
+    running = start_held_ingest(start, log, [write_lines(tmp_path / "lines.txt", 20_000)])
+    for pid in running.workers:
+        opened = f"{log}/slots.lock"
+        until(lambda pid=pid, name=opened: name in open_files(pid).values(), "it opens the log")  # type: ignore[misc]
+        names = open_files(pid)
+        others = {fd: name for fd, name in names.items() if not name.startswith(str(log)) and fd != 2}
+        assert others.pop(0) == others.pop(1) == "/dev/null"
+        assert [name.partition(":")[0] for name in others.values()] == ["socket"], others
+        assert list(names.values()).count(f"{log}/ingest.lock") == 1
+        assert os.getpgid(pid) == pid
+    running.close_stdin()
+    assert running.wait().code == 0
+
+
+def open_files(pid: int) -> dict[int, str]:
+    found = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            found[int(fd)] = os.readlink(f"/proc/{pid}/fd/{fd}")
+    return found
 
 
 @pytest.mark.slow

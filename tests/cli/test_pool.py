@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_what_a_dead_worker_published_is_told_from_the_rest(log: Path) -> None:
 
 
 def test_workers_that_never_work_end_the_command(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_START", "import sys; sys.exit(3)")
+    monkeypatch.setattr(crew, "run", lambda connection, keep_open: sys.exit(3))
     file = write_lines(tmp_path / "lines.txt", 10)
     said: list[str] = []
     reports = Reports(said.append, lambda entries: None, lambda *figures: None)

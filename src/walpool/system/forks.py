@@ -6,9 +6,11 @@ it when the parent is killed. Nothing is unlocked: an unlock in the child would 
 """
 
 import fcntl
+import gc
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -47,6 +49,35 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+@contextmanager
+def kept_by_children(fd: int) -> Iterator[int]:
+    """A duplicate of a descriptor of ours that children keep, and with it the lock that it carries."""
+    duplicate = calls.dup(fd)
+    try:
+        yield duplicate
+    finally:
+        calls.close(duplicate)
+
+
+def leave_parent(keep: Collection[int]) -> None:
+    """For a child that is to be a process by itself: it lets go of what was the parent's, but for `keep` and stderr.
+
+    Else it would keep pipes open for whose end somebody waits. What holds the numbers of what is closed is frozen, so
+    that the collector does not close them once more, when they are something else's.
+    """
+    gc.freeze()
+    os.setpgid(0, 0)  # a Ctrl-C at the terminal is for the parent alone
+    first = 3
+    for number in sorted(keep):
+        os.closerange(first, number)
+        first = number + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1):
+        os.dup2(nothing, number)
+    os.close(nothing)
 
 
 class Descriptor:

@@ -90,10 +90,21 @@ class held:
                 _waiting.pop()()
 
 
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Inside, none of these signals arrives; a process that is forked inside says `ignore_all`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_all() -> None:
     """For a process whose parent answers: it ends when its parent says so, or is gone."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _interrupt(number: int) -> None:

@@ -21,7 +21,7 @@ from walpool.cli.pool.lines import Intake, LongLines, Run, parcel_bytes_for
 from walpool.cli.pool.sources import Source
 from walpool.cli.pool.worker import WorkerOptions
 from walpool.format.names import INGEST_LOCK
-from walpool.system import clock, signals
+from walpool.system import clock, forks, signals
 from walpool.system.files import Directory
 from walpool.system.locks import try_lock_of_command
 
@@ -153,7 +153,7 @@ def load(
 
 @contextmanager
 def _loading_lock(options: LoadOptions, say: Callable[[str], None]) -> Iterator[int]:
-    """Hold `ingest.lock`; every worker inherits its descriptor, so it is free when the last of them has ended."""
+    """Hold `ingest.lock`; every worker keeps it too, so it is free when the last of them has ended."""
     with Directory(options.log) as directory, directory.open_or_create(INGEST_LOCK) as file:
         start_s = clock.monotonic()
         said = False
@@ -167,7 +167,8 @@ def _loading_lock(options: LoadOptions, say: Callable[[str], None]) -> Iterator[
                 said = True
                 say(f"waiting up to {options.wait_s:g} s for another ingest or demo on this log to end")
             clock.sleep(LOOK_AGAIN_S)
-        yield file.fd  # the workers have ended when this returns, so the close frees the lock
+        with forks.kept_by_children(file.fd) as shared:
+            yield shared  # the workers have ended when this returns, so the close frees the lock
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from walpool.cli.pool.sources import printable
 from walpool.format.entry import ENTRY_BYTES
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
-from walpool.system import signals
+from walpool.system import forks, signals
 from walpool.system.clock import monotonic, time_ns
 
 LOOK_EVERY_S = 0.02  # for the parent: asking the kernel costs as much as a small batch
@@ -73,12 +73,13 @@ class ParentGone(Exception):
     """Nobody is there to answer to."""
 
 
-def run(connection_fd: int) -> None:
-    """Serve the parent at the other end of the socket `connection_fd` until it closes its end."""
+def run(connection: Connection, keep_open: tuple[int, ...]) -> None:
+    """Serve the parent at the other end of the connection until it closes its end. In a process forked for this."""
     signals.ignore_all()  # they are the parent's to answer
+    forks.leave_parent({connection.fileno(), *keep_open})
     kept = Kept()
-    logging.getLogger("walpool").addHandler(kept)
-    with Connection(connection_fd) as parent, suppress(ParentGone, EOFError, ConnectionError):
+    logging.getLogger("walpool").handlers[:] = [kept]
+    with connection as parent, suppress(ParentGone, EOFError, ConnectionError):
         try:
             _serve(parent, kept)
         except EXPECTED as error:
