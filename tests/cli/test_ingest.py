@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -258,8 +259,7 @@ def test_a_worker_has_nothing_of_the_command_but_its_connection_and_the_lock(
     """Else a pipe that feeds the command would not be closed by its end, and a worker would outlive its parent."""
     running = start_held_ingest(start, log, [write_lines(tmp_path / "lines.txt", 20_000)])
     for pid in running.workers:
-        opened = f"{log}/slots.lock"
-        until(lambda pid=pid, name=opened: name in open_files(pid).values(), "it opens the log")  # type: ignore[misc]
+        until(partial(has_opened, log, pid), "it opens the log")
         names = open_files(pid)
         others = {fd: name for fd, name in names.items() if not name.startswith(str(log)) and fd != 2}
         assert others.pop(0) == others.pop(1) == "/dev/null"
@@ -268,6 +268,11 @@ def test_a_worker_has_nothing_of_the_command_but_its_connection_and_the_lock(
         assert os.getpgid(pid) == pid
     running.close_stdin()
     assert running.wait().code == 0
+
+
+def has_opened(log: Path, pid: int) -> bool:
+    files = open_files(pid)
+    return files.get(1) == "/dev/null" and f"{log}/slots.lock" in files.values()
 
 
 def open_files(pid: int) -> dict[int, str]:
