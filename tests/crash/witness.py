@@ -9,7 +9,6 @@ Holds: it looks while everybody else stands still, so what it sees at once has t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class Witness:
         self._pin = pin
         self._entries: dict[int, WALEntry] = {}
         self._appended_at = 0
-        self._figures: tuple[Snapshot, int] | None = None  # and of which control block
+        self._figures: tuple[Snapshot, bytes] | None = None  # and of which control block
         self._ended: dict[str, int] = {}  # authors, and where the end was then
         self._reader: WALReader[bytes] | None = None
         self._durable: WALReader[bytes] | None = None  # follows
@@ -143,7 +142,7 @@ class Witness:
             now = self._metrics.snapshot()
         except ControlUnusable:
             return  # none has opened it yet, or since the boot
-        block = os.stat(self.log / CONTROL).st_ino
+        block = (self.log / CONTROL).read_bytes()[:64]  # what it is known by: it has a random generation
         before, before_block = self._figures or (now, block)
         for name in FIGURES if block != before_block else FIGURES + OF_ONE_BLOCK:
             was, is_ = getattr(before, name), getattr(now, name)
