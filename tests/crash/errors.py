@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import walpool
 from tests.crash.proof import repeatable
-from tests.crash.taps import Call, tapped
+from tests.crash.taps import Call, tapped, untapped
+from tests.crash.witness import Witness
 from tests.support import Ack, append_op, judge, open_fds
 from walpool import CorruptLog, SyncFailed, SyncMode, WALError, WALReader, WALWriter
 from walpool.system.locks import try_lock
@@ -135,6 +136,7 @@ class Case:
         self.wrong: list[str] = []
         self.failed = 0
         self.op = 0
+        self.witness = Witness(log)
         self._lift = lift  # of a fault that lasts
 
     def run(self) -> None:
@@ -155,7 +157,7 @@ class Case:
             if self.attempt(lambda step=step, writer=writer: step(writer)) is SyncFailed:
                 self.attempt(writer.close)
                 writer = self._open(mode)  # which recovers
-            _wait_for_helpers()
+            self._look()
         lifted = self._lift is not None and self._lift()
         if writer is None:
             writer = self._open(mode)
@@ -179,6 +181,11 @@ class Case:
                 return opened[0]
         assert self._lift is not None, f"two openings were refused for one fault: {self.wrong}"
         return None
+
+    def _look(self) -> None:
+        _wait_for_helpers()
+        with untapped():
+            self.witness.look()
 
     def _reboot(self) -> None:
         """As far as walpool can tell: the next opening recovers."""
@@ -235,6 +242,7 @@ class Case:
         assert first_lsn <= covered + 1, f"the log begins at {first_lsn}, and the checkpoint is {covered}"
         with WALReader(self.log, start=first_lsn) as reader:
             entries = reader.read_all()
+        self.witness.holds(entries, first_lsn)
         judge(entries, {"w": [ack for ack in self.acks if ack.first_lsn >= first_lsn]}, {"w": self.in_doubt}, first_lsn)
 
 
@@ -259,9 +267,11 @@ def check(case: Case) -> None:
             free = try_lock(fd)
             os.close(fd)
             assert free, f"{name} is still held"
+        case.witness.look()
         case.judge()
     except (AssertionError, WALError) as error:
         case.wrong.append(f"afterwards: {error!r}")
+    case.witness.close()
 
 
 def run(

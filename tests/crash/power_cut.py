@@ -26,6 +26,8 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 from tests.crash.disk import PAGE, SECTOR, Disk, Event, Image, Model, Recorder
+from tests.crash.taps import untapped
+from tests.crash.witness import Witness
 from tests.support import append_op, entries_of, run_threads
 from walpool import Retention, SyncMode, WALEntry, WALError, WALReader, WALWriter
 from walpool.format.names import SLOTS_LOCK
@@ -63,6 +65,18 @@ class Told:
         self.coordinators = coordinators
         self.entries: dict[int, WALEntry] = {}  # acknowledged, by LSN
         self._ops = itertools.count()
+        self._witness: Witness | None = None
+
+    def look(self) -> None:
+        """What a durable follower has been given by now is promised, too."""
+        if not self.coordinators.at_once:  # else other threads go on meanwhile
+            self._witness = self._witness or Witness(self.log)
+            with untapped():
+                self.recorder.note("durable", self._witness.look().durable_lsn)
+
+    def close(self) -> None:
+        if self._witness is not None:
+            self._witness.close()
 
     def append(self, writer: WALWriter, mode: SyncMode, author: str = "a", large: int = 0) -> None:
         op = next(self._ops)
@@ -75,9 +89,11 @@ class Told:
         self.entries.update((lsn, entry._replace(lsn=lsn)) for lsn, entry in zip(lsns, entries, strict=True))
         if mode is SyncMode.FULL:
             self.recorder.note("durable", lsns.stop - 1)
+        self.look()
 
     def sync(self, writer: WALWriter) -> None:
         self.recorder.note("durable", writer.sync())
+        self.look()
 
     def checkpoint(self, writer: WALWriter, lsn: int) -> None:
         self.recorder.note("checkpoint begins", lsn)
@@ -380,6 +396,7 @@ def record(script: Script, root: Path, chance: random.Random) -> Trace:
             told = Told(recorder, root / LOG, coordinators)
             script(told, chance)
             await_coordinators()
+        told.close()
         for entry in _read(told.log)[1]:
             assert told.entries.setdefault(entry.lsn, entry) == entry, "the log is wrong before any cut"
     finally:
@@ -545,6 +562,7 @@ class Explorer:
                 last_lsn = next_lsn(writer) - 1
                 for _ in range(3):
                     told.append(writer, SyncMode.FULL, "later")
+            told.close()
         shutil.rmtree(root)
         later = Trace(trace.log, recorder.events, [*trace.entries[:last_lsn], *told.entries.values()])
         for model in Model:

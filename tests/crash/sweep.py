@@ -2,7 +2,8 @@
 
 Two kinds. Beside: the survivor has the log open all the time; after each death it appends, and reads what came since
 the last. Alone: every victim finds a log of its own, prepared; after its death the survivor opens that, appends, and
-reads all. Acknowledged operations are there once and in order, and nothing else but what was in doubt.
+reads all. Acknowledged operations are there once and in order, and nothing else but what was in doubt. A witness looks
+before, in between and afterwards.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tests.crash import scripts
 from tests.crash.proof import repeatable
 from tests.crash.scripts import ANSWER, BUFFERED, CHECKPOINT, END, KEPT, LIMIT, Prepare, Script, teller
 from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, stores, tapped, told_of_stores
+from tests.crash.witness import Witness
 from tests.support import DEADLINE_S, Ack, append_op, judge, reap
 from walpool import Retention, WALReader, WALWriter
 
@@ -197,6 +199,7 @@ class Sweep:
         for point in points:
             if prepared.exists():
                 shutil.copytree(prepared, log)
+            self._survivor.ask("look_first", log)
 
             def ask(acks: list[Ack], doubt: range) -> None:
                 self._survivor.ask("check_all", log, self._scene, {"before": before, self._scene.author: acks}, doubt)
@@ -348,27 +351,40 @@ class _Peer:
         self._writer: WALWriter | None = None
         self._log: Path
         self._next_lsn = 1
+        self._witness: Witness | None = None
 
     def open(self, log: Path) -> None:
         self.close()
         self._log = log
         self._writer = WALWriter(log, size_limit=LIMIT)
         self._next_lsn = 1
+        self.look_first(log)
+
+    def look_first(self, log: Path) -> None:
+        if self._witness is not None:
+            self._witness.close()
+        self._witness = Witness(log).look()
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
     def check_news(self, author: str, acks: list[Ack], doubt: range) -> None:
-        assert self._writer is not None
+        assert self._writer is not None and self._witness is not None
+        self._witness.look().ended(author)
+        WALWriter(self._log, size_limit=LIMIT).close()  # whoever comes now finds what was seen, and no more
+        self._witness.look()
         mine = self._append(self._writer, f"after-{author}")
         with WALReader(self._log, start=self._next_lsn) as reader:
             entries = reader.read_all()
         judge(entries, {author: acks, f"after-{author}": mine}, {author: doubt}, first_lsn=self._next_lsn)
+        self._witness.look().holds(entries, self._next_lsn)
         self._next_lsn += len(entries)
 
     def check_all(self, log: Path, scene: Scene, acks: dict[str, list[Ack]], doubt: range) -> None:
         mine = scene.author
+        assert self._witness is not None
+        self._witness.look()
         with WALWriter(log, size_limit=LIMIT) as writer:
             acks["after"] = self._append(writer, "after")
             first_lsn = self._first_lsn(writer, scene.removal, [ack for ack in acks[mine] if ack.op == CHECKPOINT])
@@ -377,6 +393,7 @@ class _Peer:
         with WALReader(log, start=first_lsn) as reader:
             entries = reader.read_all()
         judge(entries, acks, {mine: doubt}, first_lsn)
+        self._witness.look().holds(entries, first_lsn)
         with WALWriter(log, retention=Retention(max_segments=1) if scene.pins else None) as writer:
             assert writer.recovery_report is None, f"the log needs another recovery: {writer.recovery_report}"
             if scene.pins:

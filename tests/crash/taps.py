@@ -27,6 +27,8 @@ Call = Callable[..., Any]
 HARMLESS = {"time_ns", "monotonic", "monotonic_ns", "sleep", "getpid"}  # they neither fail nor change anything
 NAMES = sorted(name for name, value in vars(calls).items() if callable(value) and name not in HARMLESS)
 
+_REAL = {name: getattr(calls, name) for name in NAMES}
+
 
 @contextmanager
 def tapped(tap: Callable[[str, Call, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
@@ -43,6 +45,17 @@ def tapped(tap: Callable[[str, Call, tuple[Any, ...], dict[str, Any]], Any]) -> 
     finally:
         for name, call in before.items():
             setattr(calls, name, call)
+
+
+@contextmanager
+def untapped() -> Iterator[None]:
+    """Inside, no call goes through a tap: for who only looks. No other thread makes calls meanwhile."""
+    before = {name: getattr(calls, name) for name in NAMES}
+    vars(calls).update(_REAL)
+    try:
+        yield
+    finally:
+        vars(calls).update(before)
 
 
 def kill_self() -> None:

@@ -20,6 +20,7 @@ from walpool import (
     Retention,
     SyncFailed,
     SyncMode,
+    UnsafeLog,
     WALError,
     WALReader,
     WALWriter,
@@ -444,3 +445,26 @@ def test_a_segment_whose_end_cannot_be_found_counts_whole(tmp_path: Path) -> Non
     state = LogState(6, 2, layout.MARKER, 64, 6, 0, 5, 5, 0, 0, 0)
     report = retention.prune(Directory(log), state, Retention(checkpointed=False, max_bytes=0), dry_run=True)
     assert (report.removed, report.bytes) == ((1,), len(data) + 5000)
+
+
+def test_a_log_stays_the_same_log_though_its_id_cannot_be_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or every reader would hear that another log was made in its place."""
+    with WALWriter(log, size_limit=600) as writer, WALReader(log) as reader:
+        fill(writer, 20)
+        origin = (log / "origin").read_bytes()
+        writer.rotate()
+        writer.checkpoint(20)
+        real = calls.open
+
+        def refused(path: str, *args: object, **kwargs: object) -> int:
+            if path == "origin":
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, *args, **kwargs)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(calls, "open", refused)
+            with pytest.raises(UnsafeLog):
+                writer.prune()
+        assert (log / "origin").read_bytes() == origin
+        assert len(reader.read_all()) == 20
+        assert writer.prune().removed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,22 @@ def test_one_sync_makes_the_batches_of_all_who_wait_durable(log: Path, monkeypat
             assert not thread.is_alive()
         assert durable_lsn(log) == 6
         assert writer.metrics.snapshot().sync_total - before == 2, "the leader's, and one for the five others"
+
+
+@pytest.mark.parametrize("lock_timeout", [0, 1e-4])
+def test_a_leader_that_was_killed_keeps_no_impatient_writer_from_leading(log: Path, lock_timeout: float) -> None:
+    """The block still names it, and there is no time for all the looks after which one tries to lead anyway."""
+    pid = os.fork()
+    if pid == 0:
+        with WALWriter(log) as writer:
+            writer.put(b"key", b"value")
+            calls.fdatasync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+            writer.sync()
+        os._exit(0)
+    assert reap(pid) == -signal.SIGKILL
+    with WALWriter(log, SyncMode.FULL, lock_timeout=lock_timeout) as writer:
+        assert writer.put(b"key", b"value") == 2
+        assert writer.sync() == 2
 
 
 def test_a_normal_append_goes_on_while_another_writers_sync_is_under_way(

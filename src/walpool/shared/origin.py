@@ -40,11 +40,15 @@ def new_origin(first_lsn: int = 1) -> Origin:
     return Origin(b"".join(word.to_bytes(8, "little") for word in words), first_lsn)
 
 
-def read_origin(directory: Directory) -> Origin | None:
-    """What it says, or None when it says nothing."""
+def read_origin(directory: Directory, *, to_replace: bool = False) -> Origin | None:
+    """What it says, or None when it says nothing. Raises UnsafeLog for a file that we may not read, `to_replace` it."""
     try:
         file = directory.open(ORIGIN, READ)
-    except (FileNotFoundError, UnsafeLog):
+    except FileNotFoundError:
+        return None
+    except UnsafeLog as error:
+        if to_replace and isinstance(error.__cause__, PermissionError):
+            raise  # with another id in its place this would be another log to everybody who has it open
         return None
     with file:
         data = file.read(ORIGIN_BYTES + 1, 0)

@@ -110,7 +110,7 @@ def _note(directory: Directory, first_lsn: int) -> None:
 
     It makes the names of the segments that stay durable, too: a power cut must not leave fewer of them than it removed.
     """
-    found = read_origin(directory)
+    found = read_origin(directory, to_replace=True)
     if found is None:
         found = new_origin()
     write_origin(directory, found._replace(first_lsn=first_lsn), directory.mode_of_files(), durable=True)

@@ -116,6 +116,8 @@ class Committer:
             if may_lead and self._try_lead(lsn):
                 continue
             if give_up is not None and calls.monotonic() >= give_up:
+                if not may_lead and self._lock.try_run(partial(self._lead, lsn)):
+                    continue  # who is named was killed, and we have no time for so many looks
                 raise LogBusy(
                     f"{self._lock.file.path}: LSN {lsn} is not known to be on disk after {self._lock_timeout_s} s"
                     f"{leading(self._log.control)}"
