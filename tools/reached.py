@@ -121,8 +121,8 @@ class Plugin:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self._notes.end(nodeid)
 
-    def pytest_unconfigure(self) -> None:
-        self._notes.save()
+    def pytest_sessionfinish(self) -> None:
+        self._notes.save()  # no later: a worker that has said that it is finished gets ten seconds to end
 
 
 def is_left_out(item: pytest.Item) -> bool:
@@ -227,4 +227,5 @@ def take_down(files: list[str], jobs: int) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for notes in Path(folder).glob("*/notes.json"):
             found.update(json.loads(notes.read_text()))
+        assert found, "the plugin has taken nothing down"
         return found
