@@ -30,7 +30,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-CHEAP = ("hostile inputs", "errors", "fuzzer's inputs", "cuts of a real ext4", "seeded bugs")
+CHEAP = ("hostile inputs", "errors", "fuzzer's inputs", "cuts of real file systems", "seeded bugs")
 
 
 @pytest.mark.slow

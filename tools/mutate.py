@@ -3,9 +3,11 @@
     python3 tools/dev.py mutate [ROOM or FILE ...] [--sample 60] [--seed 1] [--jobs N]
 
 A mutant is a comparison turned round or moved by one, a constant that is one more, `and` for `or`, a `not` less, a
-statement left out, or two neighbours that changed places. It is let loose on the tests of its room, then on those that
-start processes. Who lives is either a hole in the tests (write one; of a kind that could come back, also a bug in
-tests/crash/seeded.py) or no change at all: those stand in tools/equivalent_mutants.txt, each with its reason.
+statement left out, or two neighbours that changed places. It is let loose on the tests that reach its line (see
+tools/reached.py), the quickest first, until one fails or they have taken their time; then on the tests of its room. A
+line that no test reaches is a survivor at once. Who lives is either a hole in the tests (write one; of a kind that
+could come back, also a bug in tests/crash/seeded.py), a line that nobody needs, or no change at all: those stand in
+tools/equivalent_mutants.txt, each with its reason.
 """
 
 from __future__ import annotations
@@ -22,23 +24,17 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from reached import Reached
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "walpool"
 EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"
 ROOMS = ("format", "shared", "read", "opening", "upkeep", "staging", "write")
-# After those of its own room; what is cheap first: most mutants die at once.
-MORE = {
-    "format": ["tests/golden", "tests/read"],
-    "shared": ["tests/opening", "tests/write", "tests/upkeep"],
-    "read": ["tests/opening", "tests/upkeep", "tests/shared"],
-    "opening": ["tests/write", "tests/upkeep", "tests/crash/test_hostile_bytes.py"],
-    "upkeep": ["tests/write", "tests/cli/test_upkeep.py", "tests/cli/test_look.py"],
-    "staging": ["tests/write"],
-    "write": ["tests/shared", "tests/opening"],
-}
-LAST = ["tests/processes", "tests/crash/test_interrupts.py", "tests/crash/test_error_sweep.py"]
+REACHING_S = 30.0  # of those that reach a line, as many tests as take so long together
+SLACK_S = 30.0  # what hangs is noticed after so long, and four times what its tests take
 LONGEST_S = 240.0
 SIMPLE = ast.Expr | ast.Assign | ast.AugAssign
 OPPOSITE: dict[type[ast.cmpop], str] = {
@@ -54,9 +50,11 @@ class Mutant(NamedTuple):
     text: str  # of the whole file, changed
     old: str
     new: str
+    lines: list[int]  # that are run when it is
 
     @property
     def key(self) -> str:
+        """How it stands in the list of the equivalent ones: without a line, which moves."""
         return f"{self.file}: {self.old} -> {self.new}"
 
 
@@ -67,6 +65,8 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
     for line in text.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     data = text.encode()
+    tree = ast.parse(text)
+    blocks = [each for each in ast.walk(tree) if isinstance(each, ast.stmt | ast.ExceptHandler | ast.match_case)]
 
     def span(node: ast.expr | ast.stmt) -> tuple[int, int]:
         assert node.end_lineno is not None
@@ -81,10 +81,11 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             return None
         old = " ".join(data[start:end].decode().split())
         line = " ".join(text.splitlines()[node.lineno - 1].split())
-        return Mutant(name, node.lineno, kind, made, f"{old} [{line}]" if old != line else old, " ".join(new.split()))
+        old = f"{old} [{line}]" if old != line else old
+        return Mutant(name, node.lineno, kind, made, old, " ".join(new.split()), lines_of(node, tree, blocks))
 
     def found() -> Iterator[Mutant | None]:
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree):
             if isinstance(node, ast.Compare):
                 for left, operator, right in zip(
                     [node.left, *node.comparators], node.ops, node.comparators, strict=False
@@ -121,6 +122,32 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
     yield from (each for each in found() if each is not None)
 
 
+def lines_of(node: ast.expr | ast.stmt, tree: ast.Module, blocks: list[Any]) -> list[int]:
+    """Those that are run when `node` is: of its statement, of the head of one that holds others, of the body of the
+    function whose default it is. What is run when a module is imported is needed by every function of it.
+    """
+    inside = [each for each in blocks if span_of(each)[0] <= node.lineno and (node.end_lineno or 0) <= span_of(each)[1]]
+    if not any(isinstance(each, ast.FunctionDef) for each in inside):
+        functions = [each for each in blocks if isinstance(each, ast.FunctionDef)]
+        return sorted({line for each in functions for line in body_of(each)}) or [*range(1, span_of(tree.body[-1])[1])]
+    last = inside[-1]  # `blocks` has what is deeper later
+    if isinstance(last, ast.FunctionDef):
+        return [*body_of(last)]
+    start, end = span_of(last)
+    body = getattr(last, "body", None) or getattr(last, "cases", None)
+    return [*range(start, max(start, span_of(body[0])[0] - 1 if body else end) + 1)]
+
+
+def body_of(function: ast.FunctionDef) -> range:
+    return range(function.body[0].lineno, span_of(function)[1] + 1)
+
+
+def span_of(block: Any) -> tuple[int, int]:
+    if isinstance(block, ast.match_case):
+        return block.pattern.lineno, block.body[-1].end_lineno or 0
+    return block.lineno, block.end_lineno
+
+
 def does_something(statement: ast.stmt) -> bool:
     """More than naming a value: it calls, or stores where others look."""
     return any(
@@ -141,25 +168,33 @@ def files_of(words: list[str]) -> list[Path]:
     return [path for path in found if path.name != "__init__.py"]
 
 
-def lives(mutant: Mutant) -> str | None:
-    """None when a test noticed it; else what ran."""
+def lives(mutant: Mutant, reached: Reached) -> str | None:
+    """None when a test noticed it; else why it lives."""
+    tests = reached.of(mutant.file, mutant.lines)
+    if not tests and reached.knows(mutant.file, mutant.lines):
+        return "not reached"
+    chosen = list(reached.within(tests, REACHING_S))
+    if chosen and notices(mutant, chosen, SLACK_S + 4 * reached.seconds(chosen)):
+        return None
+    room = ROOT / "tests" / mutant.file.split("/")[0]
+    if room.exists() and len(chosen) < len(tests) and notices(mutant, [f"tests/{room.name}"], LONGEST_S):
+        return None
+    return f"{len(chosen)} of {len(tests)} tests that reach it passed"
+
+
+def notices(mutant: Mutant, tests: list[str], longest_s: float) -> bool:
     finders = importlib.import_module("tests.crash.finders")
-    room = mutant.file.split("/")[0]
     module = "walpool." + mutant.file.removesuffix(".py").replace("/", ".")
-    for places in ([f"tests/{room}"] if (ROOT / "tests" / room).exists() else [], MORE[room], LAST):
-        if not places:
-            continue
-        with tempfile.TemporaryDirectory(prefix="walpool-") as folder:
-            words = ["-x", "-q", "-p", "no:cacheprovider", *places]
-            environment = {"WALPOOL_DEADLINE_S": "5"}
-            try:
-                code, said = finders.run(module, mutant.text, words, environment, Path(folder), LONGEST_S)
-            except AssertionError:
-                return None  # it hangs
-        if code != 0:
-            return None
-        assert "passed" in said, said[-500:]
-    return "passed"
+    with tempfile.TemporaryDirectory(prefix="walpool-") as folder:
+        words = ["-x", "-q", "-p", "no:cacheprovider", *tests]
+        try:
+            code, said = finders.run(module, mutant.text, words, {"WALPOOL_DEADLINE_S": "5"}, Path(folder), longest_s)
+        except AssertionError:
+            return True  # it hangs
+    # pytest says the same of a test that there is not as of one that cannot be imported
+    assert "ERROR: not found:" not in said and "ERROR: file or directory not found" not in said, said[-500:]
+    assert code != 0 or "passed" in said, said[-500:]
+    return bool(code != 0)
 
 
 def main() -> int:
@@ -173,34 +208,31 @@ def main() -> int:
     chosen = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    missing = [place for places in (*MORE.values(), LAST) for place in places if not (ROOT / place).exists()]
-    if missing:  # pytest's error would pass for a mutant that was noticed
-        parser.error(f"there are no tests {missing}: mend MORE and LAST")
     known = {
         line.rpartition("  # ")[0].strip()
         for line in (EQUIVALENT.read_text().splitlines() if EQUIVALENT.exists() else [])
         if "  # " in line
     }
     every = [each for path in files_of(chosen.places) for each in mutants_of(path)]
-    real = [each for each in every if each.key not in known]
-    drawn = random.Random(chosen.seed).sample(real, min(chosen.sample, len(real)))
-    print(f"{len(every)} mutants, {len(every) - len(real)} known to be equivalent, {len(drawn)} drawn", flush=True)
+    drawn = random.Random(chosen.seed).sample(every, min(chosen.sample, len(every)))
+    real = [each for each in drawn if each.key not in known]
+    print(f"{len(every)} mutants, {len(drawn)} drawn, {len(drawn) - len(real)} known to be equivalent", flush=True)
     if chosen.list:
-        print("\n".join(each.key for each in drawn))
+        print("\n".join(each.key for each in real))
         return 0
+    reached: Reached = importlib.import_module("tools.reached").Reached()
+    reached.update(chosen.jobs)
     began = time.monotonic()
     alive: list[Mutant] = []
-    kinds: Counter[str] = Counter()
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        for mutant, survived in zip(drawn, pool.map(lives, drawn), strict=True):
-            kinds[mutant.kind] += 1
+        for mutant, survived in zip(real, pool.map(lambda mutant: lives(mutant, reached), real), strict=True):
             if survived is not None:
                 alive.append(mutant)
-                print(f"lives: {mutant.file}:{mutant.line} ({mutant.kind}): {mutant.old} -> {mutant.new}", flush=True)
-    killed = len(drawn) - len(alive)
+                print(f"lives: {mutant.file}:{mutant.line} ({mutant.kind}, {survived}): {mutant.key}", flush=True)
+    killed = len(real) - len(alive)
     print(
-        f"{killed} of {len(drawn)} noticed ({100 * killed / max(1, len(drawn)):.0f} %) in"
-        f" {time.monotonic() - began:.0f} s, seed {chosen.seed}: {dict(kinds)}"
+        f"{killed} of {len(real)} noticed ({100 * killed / max(1, len(real)):.1f} %) in"
+        f" {time.monotonic() - began:.0f} s, seed {chosen.seed}: {dict(Counter(each.kind for each in drawn))}"
     )
     return 1 if alive else 0
 

@@ -70,7 +70,7 @@ def parts(bugs: int) -> list[Part]:
         Part("fuzzer's inputs", "executions guided by coverage (atheris), all targets together", 400_000, 1_200_000),
         Part("rounds of stress", "processes × threads × modes, with followers, retention, a monitor and kills", 1, 10,
              "tests.processes.stress", "rounds", disk=True),
-        Part("cuts of a real ext4", "a mounted file system shut down under four writers", 20, 100,
+        Part("cuts of real file systems", "ext4, XFS and Btrfs shut down, or their device, under four writers", 20, 100,
              "tests.crash.real_cut", "cuts", disk=True),
         Part("seeded bugs", "one small change of the source each; found, or the run fails", 1, bugs),
     ]  # fmt: skip
@@ -105,7 +105,7 @@ def job(name: str, seed: int, count: int, folder: Path) -> dict[str, Any]:
         counts = module.prove(folder, seed, count, seen=seen)
         (folder / "states").write_bytes(array("q", seen).tobytes())
         return {"counts": counts}
-    if name == "cuts of a real ext4" and (why := module.why_not()):
+    if name == "cuts of real file systems" and (why := module.why_not()):
         return {"skipped": why}
     return {"counts": module.prove(folder, seed, count)}
 

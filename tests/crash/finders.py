@@ -34,7 +34,8 @@ def run(
     from tests import nursery
 
     (folder / "sitecustomize.py").write_text(_START.format(file=__file__, name=name, text=text))
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTEST_ADDOPTS": "", **environment}
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", **environment}
     mine, theirs = multiprocessing.Pipe()
     with (folder / "said").open("w+b") as said, mine, theirs:
         streams = 0, said.fileno(), said.fileno()

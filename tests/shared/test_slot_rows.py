@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import random
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,6 +134,9 @@ def test_failures_are_counted_by_kind_and_the_last_one_is_told(log: Path) -> Non
         assert row.last_error_at >= row.opened_at
         assert look(log).writes_failed == 2
         assert look(log).failures_by_kind == row.failures_by_kind
+        kinds = {"busy": 1, "full": 0, "sync_failed": 0, "too_large": 1, "other": 0}
+        told: dict[str, Any] = json.loads(json.dumps(look(log).as_dict()))
+        assert told["failures_by_kind"] == told["writers"][0]["failures_by_kind"] == kinds
     with WALWriter(log, name="next"):
         row = row_of(log, "next")
         assert (row.failures, row.last_error, row.last_error_at) == (0, "", 0.0)

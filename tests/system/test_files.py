@@ -313,3 +313,24 @@ def test_every_name_on_the_way_to_a_new_directory_can_be_made_durable(
     sync_path_to(Directory(place))
     on_the_way = [tmp_path / "some" / "where", tmp_path / "some", tmp_path]
     assert synced[:3] == [(parent.stat().st_dev, parent.stat().st_ino) for parent in on_the_way]
+
+
+@pytest.mark.parametrize("of_parents", [False, True])
+def test_a_directory_of_a_disk_that_has_failed_is_not_synced_though_the_system_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_parents: bool
+) -> None:
+    """As XFS does it: fsync gives 0, and stat EIO."""
+    directory = Directory(tmp_path)
+    failed: list[int] = []
+    fstat = calls.fstat
+
+    def look(fd: int) -> os.stat_result:
+        if fd in failed:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return fstat(fd)
+
+    monkeypatch.setattr(calls, "fsync", failed.append)
+    monkeypatch.setattr(calls, "fstat", look)
+    with pytest.raises(OSError) as raised:
+        sync_path_to(directory) if of_parents else directory.sync()
+    assert raised.value.errno == errno.EIO

@@ -140,6 +140,18 @@ def test_a_missing_segment_is_a_gap(copy: Path) -> None:
     assert report.damaged
 
 
+def test_only_the_gap_behind_a_segment_that_ends_early_says_how_a_copy_may_have_made_it(copy: Path) -> None:
+    """And not the one behind a header that is damaged, before it or after it."""
+    files = segment_files(copy)
+    flip(files[0], 50)
+    *_, span = spans({files[1].name: files[1].read_bytes()})
+    files[1].write_bytes(files[1].read_bytes()[: span.offset])
+    flip(files[2], 50)
+    gaps = [finding for finding in verify(copy).findings if finding.kind == GAP]
+    assert [finding.path for finding in gaps] == [str(file) for file in files[1:4]]
+    assert ["walpool copy" in finding.reason for finding in gaps] == [False, True, False]
+
+
 def test_what_retention_removed_is_no_gap(copy: Path) -> None:
     files = segment_files(copy)
     files[0].unlink()

@@ -136,6 +136,12 @@ def write_rest(fd: int, data: bytes, offset: int, written: int) -> None:
         written += count
 
 
+def sync_directory(fd: int) -> None:
+    """An OSError passes."""
+    calls.fsync(fd)
+    calls.fstat(fd)  # on an XFS that has met an error of its disk, this fails; the sync of a directory gives 0 there
+
+
 def cut_back(fd: int, size: int) -> None:
     """Drop what a failed write left behind `size`, if the system lets us.
 
@@ -317,7 +323,7 @@ class Directory(Descriptor):
         return stat.S_IMODE(self.stat.st_mode) & 0o666
 
     def sync(self) -> None:
-        calls.fsync(self.fd)
+        sync_directory(self.fd)
 
     def check_ours(self) -> None:
         """Raises UnsafeLog unless we may write here: our directory, or one shared with our group."""

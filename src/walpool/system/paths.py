@@ -11,7 +11,7 @@ import stat
 from walpool.errors import IOFailed, LogNotFound, UnsafeLog
 from walpool.system.calls import calls
 from walpool.system.failures import link_at, no_directory, typed_errors
-from walpool.system.files import Directory
+from walpool.system.files import Directory, sync_directory
 from walpool.system.forks import close_descriptor
 
 
@@ -60,7 +60,7 @@ def sync_path_to(directory: Directory) -> None:
         try:
             if calls.fstat(fd).st_dev != directory.stat.st_dev:
                 return
-            calls.fsync(fd)
+            sync_directory(fd)
         finally:
             close_descriptor(fd)
 
