@@ -15,6 +15,7 @@ from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, written
 from tests.support import open_under
 from walpool import LogNotFound, RecoveryMode, SyncFailed, UnsafeLog, WALEntry, WALError, WALReader, WALWriter
+from walpool.format.header import WALHeader
 from walpool.system import processes
 from walpool.system.calls import calls
 from walpool.upkeep.verify import verify
@@ -353,6 +354,17 @@ def test_blocks_of_another_segment_that_a_power_cut_left_are_no_evidence_of_this
     found, report = recover(log)
     assert found == entries(1, COUNT + 1)
     assert report is not None and len(report.quarantined) == 1
+
+
+def test_the_segment_of_a_recovery_has_a_number_that_none_before_it_has(log: Path) -> None:
+    """Also where only a segment without its header is read, whose frames say that all before it is durable."""
+    first = layout.segment(1, layout.single(1, 3), sequence=6, marker=1)
+    second = layout.segment(4, layout.single(4, 2), sequence=7, marker=2, durable_lsn=3)
+    last = layout.segment(6, layout.single(6, 2), sequence=8, marker=3, frames_durable=5)
+    layout.write_segments(log, {1: first, 4: second, 6: bytes(64) + last[64:]})
+    found, _ = recover(log)
+    assert [entry.lsn for entry in found] == [1, 2, 3, 4, 5]
+    assert [WALHeader.decode(file.read_bytes()).sequence for file in segment_files(log)] == [6, 7, 8]
 
 
 @pytest.mark.parametrize("doubtful", [False, True])

@@ -2,17 +2,18 @@
 
     at  size  field
      0     4  marker        the segment's marker
-     4     4  crc           CRC32C of the body, then of header bytes 8-47, seeded with the marker
+     4     4  crc           CRC32C of the body, then of header bytes 8-47, as if after bytes whose CRC32C is the marker
      8     4  body_length   bytes that follow the header
     12     4  count         entries in the batch, at least 1
     16     8  first_lsn
     24     8  appended_at   ns since the epoch, never less than in the frame before it
-    32     8  durable_lsn   durable LSN when this frame was written
-    40     4  raw_length    body length before compression
+    32     8  durable_lsn   durable LSN when this frame was written, below first_lsn
+    40     4  raw_length    body length before compression; without a codec, body_length
     44     2  flags         low 4 bits: codec (0 none); the rest 0
     46     2  writer        writer slot
     48        body
 
+A frame whose checksum fits and whose flags are not 0 is no damage: a later minor version wrote it.
 `read_frame` never raises on bad bytes, never reads a file and never decides what to do: it says what it sees.
 """
 

@@ -8,13 +8,14 @@
     16     4  header_crc      CRC32C of bytes 0-15 and 20-63
     20     4  entries_offset  64
     24     8  created_at      ns since the epoch
-    32     8  sequence        file sequence number, from 1
+    32     8  sequence        file sequence number, from 1, higher in each segment than in the one before
     40     8  first_lsn
-    48     8  durable_lsn     durable LSN when the segment was created
+    48     8  durable_lsn     durable LSN when the segment was created, below first_lsn
     56     4  marker          random, per segment, never 0: the sync marker of its frames
     60     4  reserved        0
 
-Bytes 12-63 are trusted only after header_crc was compared; another major version is not damage.
+Every version has the first 20 bytes and the checksum, and nothing is trusted before that was compared. Then another
+major version is not damage, and a later minor one may use flags and reserved, and have its first frame further on.
 """
 
 import os

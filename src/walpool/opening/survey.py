@@ -17,7 +17,7 @@ from walpool.read.scan import SegmentScan, scan_segment
 from walpool.read.verdict import Asker, Verdict, judge, with_hint
 from walpool.read.walk import nobody_appends
 from walpool.read.window import FrameWindow
-from walpool.shared.catalog import list_segments
+from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.control import LogState, known_segments
 from walpool.system.files import Directory
 
@@ -86,7 +86,7 @@ def survey(
         durable_lsn=max(durable_lsn, *(scan.durable_lsn for scan in scans)),
         next_lsn=scans[0].first_lsn,
         last_append_ns=max(scan.last_append_ns for scan in scans),
-        sequence=max(scan.sequence for scan in scans),
+        sequence=max(scan.sequence for scan in scans) or _sequence_before(directory, segments, scans[0].first_lsn),
     )
     for at, scan in enumerate(scans):
         result.next_lsn = scan.next_lsn
@@ -138,3 +138,15 @@ def _scan(
     start = 0 if whole else max((at for at, first in enumerate(segments) if first <= durable_lsn + 1), default=0)
     scans = [look(segments[at], segments[at + 1]) for at in range(start, len(segments) - 1)]
     return [*scans, newest], durable_lsn
+
+
+def _sequence_before(directory: Directory, segments: list[int], first_lsn: int) -> int:
+    """That of the last segment before whose header can be read, 0 without any: no number is given twice."""
+    for first in reversed([first for first in segments if first < first_lsn]):
+        try:
+            segment = open_segment(directory, first)
+        except (CorruptLog, FileNotFoundError):
+            continue
+        segment.file.close()
+        return segment.header.sequence
+    return 0
