@@ -47,7 +47,8 @@ NOT_IN_FORCE = (
 UNSEEN = 0.8e-9  # this share of the last sync's ns is slept through,
 LOOK_AGAIN_S = 60e-6  # and so much between two looks after that
 LONGEST_NS = 20_000_000  # a sync that took longer had many bytes to write: the next one will not
-# The block may name a leader that was killed: after so many looks, or so long a sleep, one tries to lead all the same.
+# The block may name a leader that was killed: after so many looks, or so long a sleep, and once more before it gives up,
+# one tries to lead all the same.
 TRY_ANYWAY = 16
 ASLEEP_S = 20e-3
 GATHER_S = 50e-6  # the most a leader waits for the batches it expects
@@ -112,12 +113,11 @@ class Committer:
                 raise self._failed()
             if background and self._closed:
                 raise LogClosed(f"{self._log.directory.path}: the writer was closed by another thread")
-            may_lead = not words[LEADING] or overslept or looks % TRY_ANYWAY == TRY_ANYWAY - 1
-            if may_lead and self._try_lead(lsn):
+            late = give_up is not None and calls.monotonic() >= give_up
+            impatient = overslept or late or looks % TRY_ANYWAY == TRY_ANYWAY - 1
+            if (impatient or not words[LEADING]) and self._try_lead(lsn):
                 continue
-            if give_up is not None and calls.monotonic() >= give_up:
-                if not may_lead and self._lock.try_run(partial(self._lead, lsn)):
-                    continue  # who is named was killed, and we have no time for so many looks
+            if late:
                 raise LogBusy(
                     f"{self._lock.file.path}: LSN {lsn} is not known to be on disk after {self._lock_timeout_s} s"
                     f"{leading(self._log.control)}"
