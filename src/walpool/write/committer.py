@@ -47,7 +47,7 @@ NOT_IN_FORCE = (
 UNSEEN = 0.8e-9  # this share of the last sync's ns is slept through,
 LOOK_AGAIN_S = 60e-6  # and so much between two looks after that
 LONGEST_NS = 20_000_000  # a sync that took longer had many bytes to write: the next one will not
-# The block may name a leader that was killed: after so many looks, or so long a sleep, and once more before it gives up,
+# The block may name a leader that was killed: after so many looks, or so long a sleep, and once before it gives up,
 # one tries to lead all the same.
 TRY_ANYWAY = 16
 ASLEEP_S = 20e-3
