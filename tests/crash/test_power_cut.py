@@ -15,9 +15,9 @@ from walpool import SyncMode, WALWriter
 slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("part", "states"), [(0, 500), *(pytest.param(n, 2_500, marks=slow) for n in (1, 2))])
+@pytest.mark.parametrize(("part", "states"), [(0, 500), pytest.param(1, 2_500, marks=slow)])
 def test_power_cuts(memory: Path, part: int, states: int, seed: int) -> None:
-    """In parts, so that two cores share them. `states`: distinct; in one part all seeded bugs are found, see seeded."""
+    """`states`: distinct, and others each time; in the larger part all seeded bugs are found, see seeded."""
     counts = power_cut.prove(memory, seed + part * 1_000_000, states)
     print(dict(counts))
     assert counts["crash states"] >= states
