@@ -584,6 +584,13 @@ BUGS = [
         "",
         "tests/processes/test_wakeups.py -k between_the_look",
     ),
+    Bug(
+        "retention does not note when the last entry was appended",
+        "upkeep/retention.py",
+        "max(last_append_ns, found.last_append_ns)",
+        "found.last_append_ns",
+        "tests/upkeep/test_retention.py -k older_than_one",
+    ),
 ]
 
 

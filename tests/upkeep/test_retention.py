@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from walpool import (
 )
 from walpool.format.header import WALHeader
 from walpool.shared.control import Control, LogState
+from walpool.shared.origin import Origin, read_origin
 from walpool.system.calls import calls
 from walpool.system.files import Directory
 from walpool.upkeep import retention
@@ -319,6 +321,34 @@ def test_a_prune_killed_at_any_call_leaves_a_log_that_starts_later(tmp_path: Pat
             break
         number += 1
     assert number > 5
+
+
+@pytest.mark.parametrize("noted_before", [False, True])
+def test_no_entry_is_older_than_one_that_retention_removed(
+    log: Path, monkeypatch: pytest.MonkeyPatch, noted_before: bool
+) -> None:
+    """Also when no other was left, the log has to be recovered, and the clock was set back meanwhile."""
+    now_ns = 10**18
+    monkeypatch.setattr(calls, "time_ns", lambda: now_ns)
+    with WALWriter(log, retention=Retention(max_segments=1)) as writer:
+        writer.put(b"removed", b"")
+        writer.rotate()
+        writer.prune()
+    if noted_before:  # by a version that noted no time
+        data = (log / "origin").read_bytes()[:32]
+        (log / "origin").write_bytes(data + crc32c(data).to_bytes(4, "little") + bytes(4))
+        with WALWriter(log) as writer:
+            assert read_origin(writer._handle.open().log.directory) == Origin(data[8:24], 2)
+            writer.put(b"removed", b"")
+            writer.rotate()
+            writer.checkpoint(2)
+            writer.prune()
+    (log / "control").unlink()
+    now_ns -= 10**9
+    with WALWriter(log) as writer:
+        writer.put(b"kept", b"")
+    with WALReader(log) as reader:
+        assert [batch.appended_at for batch in reader.batches()] == [10**18]
 
 
 def test_a_pruned_log_recovers(full: Path) -> None:

@@ -26,7 +26,7 @@ from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, is_zero, new_marker, open_segment
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import LogState, create_control, last_totals, leftover
-from walpool.shared.origin import new_origin, write_origin
+from walpool.shared.origin import new_origin, read_origin, write_origin
 from walpool.shared.poison import lift
 from walpool.system import clock
 from walpool.system.failures import in_words
@@ -199,7 +199,8 @@ def _recover(
 def _last_append_ns(directory: Directory, found: Survey) -> int:
     """`appended_at` of the last frame before those that were scanned: the next must not be less.
 
-    Only asked when the scanned segments have no frame; then mostly one more segment is read.
+    Only asked when the scanned segments have no frame; then mostly one more segment is read. When retention has removed
+    every frame there was, its note says it.
     """
     window = FrameWindow(1 << 18)
     scanned = found.scans[0].first_lsn if found.scans else 1
@@ -211,7 +212,8 @@ def _last_append_ns(directory: Directory, found: Survey) -> int:
             continue
         if last_ns:
             return last_ns
-    return 0
+    origin = read_origin(directory)
+    return 0 if origin is None else origin.last_append_ns
 
 
 def _sync_segment(directory: Directory, first_lsn: int) -> None:

@@ -4,8 +4,11 @@
      0     8  magic      WALORIGN
      8    16  id         random, of this log; a copy that walpool makes has one of its own
     24     8  first_lsn  the first LSN that retention has kept; 1: it removed nothing
-    32     4  crc        CRC32C of bytes 0-31
-    36     4  reserved   0
+    32     8  last_ns    appended_at of the last entry when it removed some last: no later one is less
+    40     4  crc        CRC32C of the bytes before
+    44     4  reserved   0
+
+A file of 40 bytes, as an earlier version made it, has no last_ns.
 
 Holds: the file is replaced whole, under one rename, and durable before retention removes what it covers. So a segment
 that is missing at the beginning was removed by somebody else unless this says otherwise. A log without the file, as
@@ -22,17 +25,19 @@ from walpool.format.names import MAX_LSN, ORIGIN
 from walpool.system import processes
 from walpool.system.files import CREATE, READ, Directory
 
-ORIGIN_FILE = struct.Struct("<8s 16s Q I I")
-ORIGIN_BYTES = 40
-assert ORIGIN_FILE.size == ORIGIN_BYTES
+_STATED = struct.Struct("<8s 16s Q Q")
+_END = struct.Struct("<I I")
+ORIGIN_BYTES = 48
+assert _STATED.size + _END.size == ORIGIN_BYTES
+_EARLIER_BYTES = 40
 _MAGIC = b"WALORIGN"
-_CRC_AT = 32
 _NEW = f"{ORIGIN}.tmp"
 
 
 class Origin(NamedTuple):
     id: bytes
     first_lsn: int
+    last_append_ns: int = 0
 
 
 def new_origin(first_lsn: int = 1) -> Origin:
@@ -52,12 +57,13 @@ def read_origin(directory: Directory, *, to_replace: bool = False) -> Origin | N
         return None
     with file:
         data = file.read(ORIGIN_BYTES + 1, 0)
-    if len(data) != ORIGIN_BYTES:
+    if len(data) not in (ORIGIN_BYTES, _EARLIER_BYTES):
         return None
-    magic, log_id, first_lsn, crc, _ = ORIGIN_FILE.unpack(data)
-    if magic != _MAGIC or crc != crc32c(data[:_CRC_AT]) or not 1 <= first_lsn <= MAX_LSN:
+    stated, end = data[: -_END.size], data[-_END.size :]
+    magic, log_id, first_lsn, last_append_ns = _STATED.unpack(stated.ljust(_STATED.size, b"\0"))
+    if magic != _MAGIC or _END.unpack(end)[0] != crc32c(stated) or not 1 <= first_lsn <= MAX_LSN:
         return None
-    return Origin(log_id, first_lsn)
+    return Origin(log_id, first_lsn, last_append_ns)
 
 
 def log_id(directory: Directory) -> bytes | None:
@@ -77,11 +83,11 @@ def is_another(directory: Directory, known: bytes | None) -> bool:
 
 def write_origin(directory: Directory, origin: Origin, file_mode: int, *, durable: bool) -> None:
     """Durable when this returns, if asked for: a log whose note is lost says nothing, and that is no finding."""
-    stated = ORIGIN_FILE.pack(_MAGIC, *origin, 0, 0)[:_CRC_AT]
+    stated = _STATED.pack(_MAGIC, *origin)
     directory.unlink(_NEW)  # of a process that was killed here
     try:
         with directory.open(_NEW, CREATE, file_mode) as file:
-            file.write(stated + crc32c(stated).to_bytes(4, "little") + bytes(4), 0)
+            file.write(stated + _END.pack(crc32c(stated), 0), 0)
             if durable:
                 file.sync()
         directory.rename(_NEW, ORIGIN)

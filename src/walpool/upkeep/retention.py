@@ -17,7 +17,7 @@ from walpool.options import Retention, WriterOptions
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import LogState, known_segments
-from walpool.shared.origin import new_origin, read_origin, write_origin
+from walpool.shared.origin import Origin, new_origin, read_origin, write_origin
 from walpool.shared.pins import oldest_pin
 from walpool.shared.poison import refuse_poisoned
 from walpool.system import clock
@@ -93,7 +93,7 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
     gone, held = removable(sealed, state.tail, rule, read_checkpoint(directory), pin, clock.time_ns())
     if not dry_run and gone:
         with typed_errors(directory.path):
-            _note(directory, segments[gone])
+            _note(directory, segments[gone], state.last_append_ns)
             for segment in sealed[:gone]:
                 directory.unlink(segment_name(segment.first_lsn))
                 directory.sync()  # before the next: a power cut must not bring back an older one than it removed
@@ -105,7 +105,7 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
     )
 
 
-def _note(directory: Directory, first_lsn: int) -> None:
+def _note(directory: Directory, first_lsn: int, last_append_ns: int) -> None:
     """Say how much retention removes, before it does: what else is missing then was removed by somebody else.
 
     It makes the names of the segments that stay durable, too: a power cut must not leave fewer of them than it removed.
@@ -113,7 +113,8 @@ def _note(directory: Directory, first_lsn: int) -> None:
     found = read_origin(directory, to_replace=True)
     if found is None:
         found = new_origin()
-    write_origin(directory, found._replace(first_lsn=first_lsn), directory.mode_of_files(), durable=True)
+    noted = Origin(found.id, first_lsn, max(last_append_ns, found.last_append_ns))
+    write_origin(directory, noted, directory.mode_of_files(), durable=True)
 
 
 def _sealed(directory: Directory, first_lsn: int, next_lsn: int) -> SealedSegment:
