@@ -367,6 +367,19 @@ def test_the_segment_of_a_recovery_has_a_number_that_none_before_it_has(log: Pat
     assert [WALHeader.decode(file.read_bytes()).sequence for file in segment_files(log)] == [6, 7, 8]
 
 
+def test_a_segment_that_a_rewrite_has_overtaken_is_not_gone_on_in(log: Path) -> None:
+    """What is written anew has a higher number than the empty segment behind it, which was there before."""
+    rotated_and_empty(log)
+    files = segment_files(log)
+    high, low = processes.boot_id()
+    (log / "sync.failed").write_text(f"{high:016x}{low:016x} {int(files[-2].stem) - 1} 5\n")
+    found, _ = recover(log)
+    assert found == entries(1, COUNT + 1)
+    count = len(files)
+    numbers = [WALHeader.decode(file.read_bytes()).sequence for file in segment_files(log)]
+    assert numbers == [*range(1, count - 1), count + 1, count + 2]
+
+
 @pytest.mark.parametrize("doubtful", [False, True])
 def test_a_move_to_quarantine_that_was_killed_in_the_middle_is_taken_back(log: Path, doubtful: bool) -> None:
     """A file with two names is refused, so a rewrite that was killed between its link and its rename ended the log."""

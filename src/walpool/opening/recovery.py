@@ -145,9 +145,11 @@ def _recover(
     undo_half_moves(directory)
     if doubtful_lsn == 0:
         doubtful_lsn = survey(directory, mode).durable_lsn + 1  # what the segments vouch for was synced before
+    rewritten = 0
     if doubtful_lsn is not None:
-        rewrite(directory, doubtful_lsn, file_mode)
+        rewritten = rewrite(directory, doubtful_lsn, file_mode)
     found = survey(directory, mode, whole=whole)
+    found.sequence = max(found.sequence, rewritten)  # of a segment that may be before those that were read
     if found.next_lsn > LAST_OPEN_LSN:
         last = found.scans[-1]
         raise CorruptLog(last.path, last.end, found.next_lsn, "no log has so many entries")
@@ -250,14 +252,17 @@ def _quarantine(directory: Directory, found: Survey) -> list[str]:
     return moved
 
 
-def _is_clean_and_empty(directory: Directory, first_lsn: int) -> bool:
-    """Whether a segment has a good header and nothing but zeros behind it."""
+def _can_go_on_in(directory: Directory, found: Survey) -> bool:
+    """Whether the segment that begins at the end has a good header with the highest number, and zeros behind it.
+
+    A rewrite has given a higher one to the segment before it.
+    """
     try:
-        segment = open_segment(directory, first_lsn)
+        segment = open_segment(directory, found.next_lsn)
     except CorruptLog:
         return False
     with segment.file:
-        return is_zero(segment.file, segment.header.entries_offset)
+        return segment.header.sequence == found.sequence and is_zero(segment.file, segment.header.entries_offset)
 
 
 def _start_segment(directory: Directory, found: Survey, quarantined: list[str], file_mode: int) -> Segment:
@@ -267,7 +272,7 @@ def _start_segment(directory: Directory, found: Survey, quarantined: list[str], 
     It is made under another name and renamed when it is on disk: nobody ever sees a segment with half a header. Where a
     segment of that name is in the way (its header is damaged), that one keeps a name in quarantine.
     """
-    if found.segments and found.segments[-1] == found.next_lsn and _is_clean_and_empty(directory, found.next_lsn):
+    if found.segments and found.segments[-1] == found.next_lsn and _can_go_on_in(directory, found):
         segment = open_segment(directory, found.next_lsn, writable=True)
         segment.file.sync()
         directory.sync()

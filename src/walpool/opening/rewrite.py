@@ -21,21 +21,22 @@ from walpool.system import clock
 from walpool.system.files import CREATE, Directory, File
 
 
-def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
-    """Copy every intact frame from `first_lsn` on into one new segment of that name, and sync it.
+def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> int:
+    """Copy every intact frame from `first_lsn` on into one new segment of that name, and sync it. Gives its number.
 
     A frame with that LSN inside is copied whole, and the segment then has its name.
     """
     segments = list_segments(directory)
     if not segments:
-        return
+        return 0
     first_lsn = max(first_lsn, segments[0])  # what retention removed is in no doubt
     inside = [first for first in segments if first <= first_lsn][-1:] + [
         first for first in segments if first > first_lsn
     ]
     try:
         with directory.open(NEW_SEGMENT, CREATE, file_mode) as file:
-            first_lsn, next_lsn = _copy(directory, segments, inside, first_lsn, file)
+            header, next_lsn = _copy(directory, segments, inside, first_lsn, file)
+            first_lsn = header.first_lsn
             if next_lsn > first_lsn:
                 file.sync()
                 put_in_place(directory, first_lsn, replaces=first_lsn in segments)
@@ -43,15 +44,18 @@ def rewrite(directory: Directory, first_lsn: int, file_mode: int) -> None:
                     if first_lsn < replaced < next_lsn:
                         move_aside(directory, replaced)
                 directory.sync()  # before a segment behind these says that all of them is durable
-            else:
-                directory.unlink(NEW_SEGMENT)
+                return header.sequence
+            directory.unlink(NEW_SEGMENT)
+            return 0
     except LogFull:
         directory.unlink(NEW_SEGMENT)
         raise
 
 
-def _copy(directory: Directory, segments: list[int], inside: list[int], first_lsn: int, to: File) -> tuple[int, int]:
-    """Write header and frames; the first LSN copied, and one past the last."""
+def _copy(
+    directory: Directory, segments: list[int], inside: list[int], first_lsn: int, to: File
+) -> tuple[WALHeader, int]:
+    """Write header and frames; the header, and one past the last LSN."""
     marker = new_marker()
     window = FrameWindow(1 << 18)
     lsn = first_lsn
@@ -78,5 +82,6 @@ def _copy(directory: Directory, segments: list[int], inside: list[int], first_ls
                 lsn = found.next_lsn
         if following is None or lsn < following:
             break
-    to.write(WALHeader(clock.time_ns(), sequence + 1, first_lsn, first_lsn - 1, marker).encode(), 0)
-    return first_lsn, lsn
+    header = WALHeader(clock.time_ns(), sequence + 1, first_lsn, first_lsn - 1, marker)
+    to.write(header.encode(), 0)
+    return header, lsn
