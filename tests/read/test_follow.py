@@ -4,6 +4,7 @@ Most tests run in one thread: the follower's sleep is replaced by the next act o
 while the follower waits, and its clock moves by what it would have slept.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -331,6 +332,37 @@ def test_a_durable_follower_that_was_there_before_the_block_gets_nothing_ahead_o
             assert not reader._reading.advance(True), "what no sync covered was taken in hand"
             writer.sync()
             assert list(reader.follow(timeout=0, durable_only=True)) == entries(11, 16)
+
+
+@pytest.mark.parametrize("last", ["full", "zeros", "torn"])
+def test_a_reader_that_was_there_before_the_block_is_given_nothing_before_it_is_published(
+    log: Path, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever appends may be killed before it publishes, and then another entry takes that LSN."""
+    with WALWriter(log) as writer:
+        fill(writer, 10)
+        if last == "zeros":
+            writer.rotate()
+            os.truncate(max(segment_files(log)), 4096)
+    if last == "torn":
+        (log / f"{11:020d}.wal").write_bytes(bytes(17))
+    (log / "control").unlink()
+    seen: list[list[WALEntry]] = []
+    real = calls.pwrite
+    with WALReader(log) as reader:
+        assert reader.read_all() == entries(1, 11)
+
+        def pwrite(fd: int, data: bytes, offset: int) -> int:
+            written = real(fd, data, offset)
+            if b"unpublished" in bytes(data):
+                seen.append(reader.read_all())
+            return written
+
+        monkeypatch.setattr(calls, "pwrite", pwrite)
+        with WALWriter(log) as writer:
+            writer.put(b"unpublished", b"")
+        assert seen == [[]]
+        assert [bytes(entry.key) for entry in reader.read_all()] == [b"unpublished"]
 
 
 # Beside writers, restarts and copies

@@ -41,6 +41,7 @@ class Cursor:
         self.damaged: set[tuple[str, int]] = set()  # places
         self._mode = mode
         self._extent = Extent(0)
+        self._fresh = False  # this segment was opened, and no frame of it was looked at yet
         self._sought = False  # the place in this segment came from a search, which a payload may have misled
         self._over = False  # POINT_IN_TIME met damage
         self._tail: Tail | None = None
@@ -51,20 +52,12 @@ class Cursor:
         self._from_the_first = start is None  # then nothing is missed that retention removes before it is read
         self.start = 1 if start is None else self.next_lsn() if start == "end" else start
         if pin:
-            self._start_pin()
+            self._pin = self.source.pin(self.start)
         first = self.source.segments()[0]
         if start is None or self.source.only is not None:
             self.start = max(self.start, first)
         elif self.start < first:
             raise LSNUnavailable(self.start, first, self.source.path)
-
-    def _start_pin(self) -> None:
-        try:
-            self._pin = Pin(self.source.directory)
-        except FileNotFoundError:
-            return  # a copy: nobody prunes it
-        segments = self.source.segments()
-        self._pin.move(max((first for first in segments if first <= self.start), default=segments[0]))
 
     @property
     def unread_lsn(self) -> int:
@@ -81,9 +74,10 @@ class Cursor:
 
     def next_lsn(self) -> int:
         """One past the last entry of the log, as of now."""
+        tail = self._look() if self.source.control is None else None  # first: a block that comes then knows better
         self._look_for_control()
         state = self.source.state()
-        return state.next_lsn if state is not None else self._look().next_lsn
+        return state.next_lsn if state is not None else (tail or self._look()).next_lsn
 
     def durable_lsn(self) -> int:
         """Up to where entries are known to be on disk. Without a control block only the segments vouch for any."""
@@ -123,6 +117,8 @@ class Cursor:
                 continue
             found = self.window.next(self.lsn, extent.limit)
             if isinstance(found, Frame):
+                if self._fresh and self._became_live():
+                    continue
                 if extent.limit_lsn is None or found.next_lsn <= extent.limit_lsn:
                     self.lsn = found.next_lsn
                     self.last = found
@@ -173,7 +169,7 @@ class Cursor:
         except LogReplaced:
             segment.file.close()
             raise
-        self.segment = segment
+        self.segment, self._fresh = segment, True
         self.segments += 1
         self.counters.add(files_opened=1)
         self._extent = source.extent(segment)
@@ -194,6 +190,18 @@ class Cursor:
             self.segment.file.close()
             self.segment = None
             self.start = self.unread_lsn  # a segment that is entered again begins with what was read already
+
+    def _became_live(self) -> bool:
+        """Whether a control block has come: the segment's first frame, which we have, may be unpublished then.
+
+        Where none has, no recovery finds the segment empty any more, and so nobody appends to it.
+        """
+        self._fresh = False
+        if self.source.control is None:
+            self._look_for_control()
+            if self.source.control is not None:
+                self._leave()
+        return self.segment is None
 
     def _from_start(self) -> None:
         """The search met a payload that holds a frame of this very segment: read it from its first frame instead."""
@@ -239,9 +247,7 @@ class Cursor:
 
     def _recognise(self) -> None:
         try:
-            self.source.check_id()
-            if self.last is not None:
-                recognise(self.source, self.last)
+            recognise(self.source, self.last)
         except LogReplaced:
             self._leave()
             raise
@@ -250,9 +256,8 @@ class Cursor:
 
     def _pass(self, found: End | Damage) -> bool:
         """Where no frame stands: True to read on, False to end here, or CorruptLog. The verdict comes last."""
-        segment, extent, source = self.segment, self._extent, self.source
+        segment, extent, source, lsn = self.segment, self._extent, self.source, self.lsn
         assert segment is not None
-        lsn = self.lsn
         first = source.segments()[:1] if extent.limit_lsn is not None else []
         if first and first[0] > segment.header.first_lsn:  # removed under us, and those after it
             source.check_place()
@@ -298,11 +303,9 @@ class Cursor:
         if first is not None:
             self.lsn = first.first_lsn
             self.window.start(segment, first.offset)
-            return True
-        if limit_lsn is None:
-            return False
-        self.lsn = limit_lsn
-        return True
+        elif limit_lsn is not None:
+            self.lsn = limit_lsn
+        return first is not None or limit_lsn is not None
 
     def _bad_header(self, error: CorruptLog, segments: list[int], at: int) -> bool:
         """A segment whose header, and so all of it, cannot be read. True: look again, or go on; False: end here."""
@@ -342,8 +345,6 @@ class Cursor:
 
     def close(self) -> None:
         self._leave()
-        if self._pin is not None:
-            self._pin.close()
-        if self._tail is not None:
-            self._tail.close()
-        self.source.close()
+        for each in (self._pin, self._tail, self.source):
+            if each is not None:
+                each.close()

@@ -13,8 +13,11 @@ from walpool.read.walk import Walk
 from walpool.read.window import FrameWindow
 
 
-def recognise(source: Source, last: Frame) -> None:
+def recognise(source: Source, last: Frame | None) -> None:
     """Raises LogReplaced unless the log, as it is now, has the batch `last`, or retention may have removed it."""
+    source.check_id()
+    if last is None:
+        return
     segments = [first for first in source.segments() if first <= last.first_lsn]
     if not segments:
         return

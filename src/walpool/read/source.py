@@ -16,6 +16,7 @@ from walpool.read.walk import Extent
 from walpool.shared.catalog import Segment, list_segments, open_segment
 from walpool.shared.control import Control, ControlUnusable, LogState, known_segments
 from walpool.shared.origin import is_another, log_id
+from walpool.shared.pins import Pin
 from walpool.shared.wakeups import Wakeups
 from walpool.system import clock
 from walpool.system.files import Directory
@@ -110,6 +111,16 @@ class Source:
 
     def segments(self) -> list[int]:
         return list_segments(self.directory) if self.only is None else [self.only]
+
+    def pin(self, start: int) -> Pin | None:
+        """One that keeps `start` and what follows; None of a copy, which nobody prunes."""
+        try:
+            pin = Pin(self.directory)
+        except FileNotFoundError:
+            return None
+        segments = self.segments()
+        pin.move(max((first for first in segments if first <= start), default=segments[0]))
+        return pin
 
     def check_place(self) -> None:
         """Raises LogReplaced when the path does not lead to this log any more: it was moved, removed, or made anew."""
