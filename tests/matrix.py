@@ -48,7 +48,7 @@ ROWS: dict[str, Row] = {
     "P4": Row("power cut in a recovery", of("crash", test_power_cut="power_cuts_in_a_recovery")),
     "P5": Row("power cut in NORMAL and NONE", CUTS + CUT),
     "E1": Row("a sync fails", ERRORS + of("processes", test_durability="a_failed_sync_is_seen_by_those_who_wait_those_who_come_and_the_newcomer")),
-    "E2": Row("a write fails or is short", ERRORS + of("crash", test_error_sweep="a_write_that_keeps_failing_is_refused_each_time_and_works_again_afterwards", test_no_room="a_full_disk_refuses_appends_until_there_is_room a_file_size_limit_is_a_full_log_until_it_is_lifted")),
+    "E2": Row("a write fails or is short", ERRORS + of("crash", test_error_sweep="a_write_that_keeps_failing_is_refused_each_time_and_works_again_afterwards from_some_moment_on_no_change_succeeds_and_nothing_that_was_acknowledged_is_lost", test_no_room="a_full_disk_refuses_appends_until_there_is_room a_file_size_limit_is_a_full_log_until_it_is_lifted")),
     "E3": Row("a rotation fails", ERRORS + of("crash", test_no_room="a_rotation_without_descriptors_is_refused_and_harms_nothing")),
     "E4": Row("a read fails", ERRORS + of("crash", test_error_sweep="a_segment_that_cannot_be_read_is_an_error_and_the_others_can"), "not on a disk that fails by itself, which takes FUSE or a device mapper"),
     "E5": Row("a slow disk", of("processes", test_odd_machines="appends_and_rotations_go_on_while_the_disk_takes_its_time") + of("write", test_sync_modes="one_sync_makes_the_batches_of_all_who_wait_durable")),

@@ -45,24 +45,22 @@ class Notes:
 
         folder.mkdir()
         self._folder = folder
-        self._file = folder / "data"
         # Set in the environment by coverage's patches, so children write into this worker's folder.
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
         self._coverage = Coverage(
-            data_file=str(self._file), config_file=str(ROOT / "pyproject.toml"), branch=False, data_suffix=False
+            data_file=str(folder / "data"), config_file=str(ROOT / "pyproject.toml"), branch=False
         )
         # As coverage does for children: a test that reaches nothing of walpool is no news.
         self._coverage._warn_no_data = self._coverage._warn_unimported_source = False
         self._coverage.start()
-        self._tracer = sys.gettrace()
         self.seconds: dict[str, float] = defaultdict(float)
         self._reached: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
 
     def begin(self, test: str) -> None:
-        if sys.gettrace() is not self._tracer:  # a test traced by itself
-            self._coverage.stop()
-            self._coverage.start()
-            self._tracer = sys.gettrace()
+        collector = self._coverage._collector
+        assert collector is not None
+        collector.stop()  # a test that traces by itself leaves a tracer behind that sees nothing any more
+        collector.start()  # and Coverage.start would watch forks once more
         self._coverage.switch_context(test)
 
     def end(self, test: str) -> None:
@@ -70,8 +68,9 @@ class Notes:
         from coverage.exceptions import CoverageException
 
         self._coverage.switch_context("")
+        mine = self._coverage.get_data().data_filename()
         for file in self._folder.glob("data.*"):
-            if not file.name.endswith("-journal"):
+            if str(file) != mine and not file.name.endswith("-journal"):
                 data = CoverageData(str(file))
                 with suppress(CoverageException, OSError):  # still being written: the next test's
                     data.read()

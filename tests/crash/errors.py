@@ -41,6 +41,9 @@ SHORT: dict[str, tuple[Callable[[int], int], int]] = {  # how much of a write is
     "half of it, then EIO": (lambda size: size // 2, errno.EIO),
     "nothing of it": (lambda size: 0, 0),
 }
+EVERYWHERE = {"no space at all": errno.ENOSPC, "no quota at all": errno.EDQUOT, "a dead disk": errno.EIO}
+CHANGES = {"pwrite", "fdatasync", "fsync", "rename", "link", "unlink", "mkdir", "ftruncate", "open"}
+GIVE_BACK = {"unlink", "ftruncate"}  # these need no room
 HELD = {"flock": {"EACCES"}, "fcntl": {"EACCES"}}  # this is how the system says that somebody has the lock
 LONGEST_S = 30  # of one case; only a case that hangs comes near it
 
@@ -52,8 +55,8 @@ class Fault(NamedTuple):
     name: str  # of the call
     place: str  # the line of walpool that wants it, and the line of the system room that makes it
     n: int  # the n-th such call there
-    what: str  # one of ERRNOS or SHORT
-    lasting: bool  # all calls of that name from then on, wherever they are made
+    what: str  # one of ERRNOS, SHORT or EVERYWHERE
+    lasting: bool  # all calls of that name from then on, wherever they are made; EVERYWHERE: of whatever name
 
     def __str__(self) -> str:
         return f"{self.name} at {self.place}, call {self.n}: {self.what}{', for ever' if self.lasting else ''}"
@@ -93,7 +96,8 @@ class Failing:
 
     def __call__(self, name: str, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         fault = self.fault
-        if name != fault.name or not self._on or _unlocks(name, args):
+        concerned = name == fault.name or (self.hit and fault.what in EVERYWHERE)
+        if not concerned or not self._on or _unlocks(name, args) or not _meets(fault.what, name, args):
             return call(*args, **kwargs)
         with self._lock:
             if then := self._then:
@@ -116,8 +120,17 @@ class Failing:
             return call(fd, bytes(data)[:size], offset) if size else 0
         if name == "close":
             call(*args, **kwargs)  # whatever close says, the descriptor is gone
-        number = getattr(errno, fault.what)
+        number = EVERYWHERE.get(fault.what) or getattr(errno, fault.what)
         raise OSError(number, os.strerror(number))
+
+
+def _meets(what: str, name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call of this name can meet this error."""
+    if what not in EVERYWHERE:
+        return what in ERRNOS or name == "pwrite"
+    if name not in CHANGES or (name == "open" and not args[1] & os.O_CREAT):
+        return False
+    return what == "a dead disk" or name not in GIVE_BACK
 
 
 def _unlocks(name: str, args: tuple[Any, ...]) -> bool:
@@ -321,12 +334,15 @@ def _no_hang() -> Iterator[None]:
 def every(folder: Path) -> list[Fault]:
     """All faults of the script: each call of each place, each thing that can happen to it, once and for ever."""
     calls: Counter[tuple[str, str]] = Counter()
+    changes: Counter[tuple[str, str, str]] = Counter()  # of each of EVERYWHERE, those that meet it
     lock = threading.Lock()
 
     def see(name: str, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not _unlocks(name, args):
             with lock:
-                calls[name, _place()] += 1
+                place = _place()
+                calls[name, place] += 1
+                changes.update((name, place, what) for what in EVERYWHERE if _meets(what, name, args))
         return call(*args, **kwargs)
 
     log = folder / "dry.wal"
@@ -342,7 +358,7 @@ def every(folder: Path) -> list[Fault]:
         for what in (*ERRNOS, *(SHORT if name == "pwrite" else ()))
         if what not in HELD.get(name, ())
         for lasting in (False, True)
-    ]
+    ] + [Fault(*at, n, what, True) for (*at, what), count in sorted(changes.items()) for n in range(1, count + 1)]
 
 
 def firsts(faults: Iterable[Fault]) -> list[Fault]:
@@ -371,6 +387,14 @@ def play(folder: Path, faults: Iterable[Fault], progress: Callable[[str], object
         if at % 100 == 99:
             progress(f"{at + 1} faults")
     return found
+
+
+def nothing_works(folder: Path, seed: int, count: int) -> list[Fault]:
+    """Of those that no change survives from some moment on, `count` of each kind, drawn by `seed`."""
+    faults = every(folder)
+    chance = random.Random(seed)
+    kinds = [[fault for fault in faults if fault.what == what] for what in EVERYWHERE]
+    return [fault for kind in kinds for fault in chance.sample(kind, min(count, len(kind)))]
 
 
 def prove(folder: Path, seed: int, count: int, progress: Callable[[str], object] = lambda _: None) -> Counter[str]:

@@ -63,6 +63,19 @@ def test_faults_drawn_from_all_calls_there_are_do_no_harm(child: Start, memory: 
     assert not list(memory.iterdir())
 
 
+def play_everywhere(channel: Channel, folder: Path, seed: int, count: int) -> Counter[str]:
+    return errors.play(folder, errors.nothing_works(folder, seed, count), channel.send)
+
+
+def test_from_some_moment_on_no_change_succeeds_and_nothing_that_was_acknowledged_is_lost(
+    child: Start, memory: Path, seed: int
+) -> None:
+    """No space, no quota, a dead disk: not one call fails but all in a row, the mark of a failed sync among them."""
+    found = result(child(play_everywhere, memory, seed, 8))
+    assert found["errors"] >= 20 and found["refused"] > 20
+    assert not list(memory.iterdir())
+
+
 def test_the_calls_that_are_failed_are_all_there_are() -> None:
     assert {"open", "pwrite", "fdatasync", "fsync", "rename", "flock", "mmap", "fchmod"} <= set(NAMES)
 

@@ -219,13 +219,17 @@ def test_writers_beyond_the_rows_share_one_and_are_marked(log: Path, monkeypatch
     for writer in writers:
         for _ in range(3):
             writer.put(b"key", b"value")
+        writer.append_batch([WALEntry.put(b"key", b"value")] * 5)
     found = look(log)
     assert [row.shares_row for row in found.writers] == [False, False, True, True]
-    assert [row.batches for row in found.writers[:2]] == [3, 3]
-    assert found.batch_entries.count == 12
+    assert [row.batches for row in found.writers[:2]] == [4, 4]
+    size = 3 * (FRAME + ENTRY + 8) + FRAME + 5 * (ENTRY + 8)
+    for count, row in zip((1, 1, 2, 2), found.writers, strict=True):  # the shared row is that of both
+        assert (row.batches, row.entries, row.bytes) == (4 * count, 8 * count, size * count)
+    assert (found.batch_entries.count, found.batch_entries.sum, found.batch_entries.max) == (16, 32, 5)
     for writer in writers:
         writer.close()
-    assert look(log).batch_entries.count == 12
+    assert look(log).batch_entries.count == 16
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,24 @@ def test_no_coordinator_outlives_its_writer_though_its_start_was_interrupted(
     assert [thread for thread in threading.enumerate() if thread.name == "walpool-coordinator"] == []
 
 
+def test_a_coordinator_that_was_never_asked_for_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interrupt comes before the system is asked for the thread: the next append starts another."""
+
+    def start(helpers: threads.Helpers, thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        raise Interrupt
+
+    with WALWriter(tmp_path / "log", size_limit=1 << 20) as writer:
+        writer.put(b"key", b"value")
+        monkeypatch.setattr(threads.Helpers, "start", start)
+        with pytest.raises(Interrupt):
+            writer.rotate()
+        writer.put(b"key", b"value")
+        until((tmp_path / "log" / "next.segment").exists, "the next segment is prepared")
+
+
 @pytest.mark.parametrize(
     "options", [{"sync_mode": SyncMode.NONE}, {"sync_interval_s": 60.0}, {"size_limit": 400}], ids=str
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.format.layout import examples
 from tests.read.logs import segment_files
-from tests.support import Channel, Start, reap
+from tests.support import Channel, Start, reap, until
 from walpool import Retention, UnsafeLog, WALReader, WALWriter
 from walpool.format.header import WALHeader
 from walpool.opening.opening import OpenLog
@@ -25,6 +25,7 @@ from walpool.system.calls import calls
 from walpool.system.locks import ProcessLock
 from walpool.upkeep.retention import apply_retention
 from walpool.write.appender import LOOK_NS
+from walpool.write.coordinator import PREPARE_FROM_BYTES
 from walpool.write.waits import LOCK_NS, Waits
 
 HOUR_NS = 3600 * 10**9
@@ -106,6 +107,31 @@ def test_a_rotation_killed_after_its_publication_is_not_made_again(log: Path) ->
         assert writer.put(b"key", b"") == 2
     assert [int(file.stem) for file in segment_files(log)] == [1, 2]
     assert (segment.stat().st_ino, segment.read_bytes()[:64]) == made
+
+
+def test_a_rotation_that_is_over_has_taken_its_flag_back(log: Path) -> None:
+    """Else each append behind one would look for a rotation to finish."""
+    with WALWriter(log) as writer:
+        writer.put(b"key", b"")
+        writer.rotate()
+        assert writer._handle.open().log.control.halves[ROTATING] == 0
+
+
+def test_the_next_segment_is_prepared_when_the_active_one_is_half_full(log: Path, clock: Clock) -> None:
+    """Found at the next comparison of names: before that, and with less in it, nothing is."""
+    with WALWriter(log, size_limit=PREPARE_FROM_BYTES) as writer:
+        for value_bytes in (PREPARE_FROM_BYTES // 2 - 400, 400):
+            assert not (log / "next.segment").exists()
+            writer.put(b"key", bytes(value_bytes))
+            clock.now_ns += LOOK_NS
+            writer.put(b"key", b"")
+            writer._handle.do_chores()
+            thread = writer._handle.open().coordinator._thread
+            if thread is not None:
+                thread.join()
+        clock.now_ns += LOOK_NS
+        writer.put(b"key", b"")
+        until((log / "next.segment").exists, "it is prepared")
 
 
 # Whatever is done, and however the clocks are moved before it
