@@ -25,7 +25,13 @@ NOT_BUILT = "it was not built: there was no C compiler, or no header of Python, 
 
 def run(*command: str | Path, **environment: str) -> str:
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=110, check=False
+        command,
+        cwd=ROOT,
+        env={**os.environ, "WALPOOL_PURE": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -21,6 +21,7 @@ from walpool.format.body import decode_body
 from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES, PUT_BITS, encode_entries, encode_one, make_put
 from walpool.format.frame import Frame, read_frame
 from walpool.format.names import MAX_LSN
+from walpool.format.run import read_run
 from walpool.native import select
 
 pytestmark = needs_core
@@ -67,7 +68,7 @@ FRAME = frame(7, [item(7), item(8)])
 
 
 def test_every_function_that_is_marked_has_a_twin() -> None:
-    assert set(TWINS) == {"encode_one", "encode_entries", "make_put", "check_body", "decode_body", "read_frame"}
+    assert set(TWINS) == {*USUAL, "encode_entries"}
 
 
 @pytest.mark.parametrize("args", [(), (b"",), (b"", 1, 2, 3, 4, 5, 6, 7, 8, 9)], ids=["none", "one", "ten"])
@@ -87,6 +88,8 @@ USUAL: dict[str, list[tuple[list[Any], list[Any]]]] = {  # each argument as it s
                     ([9], ODD_NUMBERS[:8]), ([1], ODD_NUMBERS)],
     "read_frame": [([FRAME, memoryview(bytearray(FRAME))], ODD_BYTES), ([0], ODD_NUMBERS), ([MARKER], ODD_NUMBERS),
                    ([7, 0], ODD_NUMBERS), ([len(FRAME), None], ODD_NUMBERS)],
+    "read_run": [([FRAME, memoryview(bytearray(FRAME))], ODD_BYTES), ([0], ODD_NUMBERS), ([MARKER], ODD_NUMBERS),
+                 ([7], ODD_NUMBERS), ([len(FRAME)], ODD_NUMBERS), ([MAX_LSN, 9], ODD_NUMBERS), ([True, False], [0, 1])],
 }  # fmt: skip
 
 
@@ -222,6 +225,36 @@ def test_hostile_frames_are_read_alike(seed: int) -> None:
     assert len(kinds) == 3
 
 
+def test_hostile_runs_are_read_alike(seed: int) -> None:
+    chance = Random(seed)
+    lengths = set()
+    for data in spoilt(seed, hostile.make_frames, hostile.seal_frames):
+        held = chance.choice(FORMS)(data)
+        for with_entries in (True, False):
+            for lsn, remaining in ((1, len(data)), (1, chance.randrange(len(data) + 1)), (2, 1 << 40), (0, len(data))):
+                end_lsn = chance.choice((MAX_LSN, chance.randrange(20)))
+                agree("read_run", held, 0, MARKER, lsn, remaining, end_lsn, with_entries)
+            lengths.add(read_run(held, 0, MARKER, 1, len(data), MAX_LSN, with_entries).batches)
+    assert len(lengths) > 3
+
+
+@pytest.mark.parametrize("with_entries", [True, False])
+def test_a_run_goes_as_far_in_both(with_entries: bool) -> None:
+    """Up to a limit of bytes when its entries are made; behind what stands before it; to each end."""
+    single = [frame(lsn, [item(lsn, 40)], appended_at=lsn % 7, durable_lsn=lsn % 5) for lsn in range(1, 1200)]
+    many = frame(1200, [item(lsn) for lsn in range(1200, 1300)])
+    odd = [frame(1300, [item(1)], raw_length=9, flags=1), frame(1300, [], count=1, body=layout.entry(3, b"", b"", 1))]
+    for behind in (b"", bytes(100), b"x", frame(1301, [item(1)]), *odd, odd[0][:-1]):
+        data = b"before" + b"".join(single) + many + behind
+        _, told = agree("read_run", data, 6, MARKER, 1, len(data) - 6, MAX_LSN, with_entries)
+        assert (told[0][1] >= 64 << 10) and (told[2][1] == (1300 if not with_entries else told[2][1]))
+        for end_lsn in (0, 1, 2, 5, 1199, 1200, 1201, 1299, 1300):
+            agree("read_run", data, 6, MARKER, 1, len(data) - 6, end_lsn, with_entries)
+        start = 6 + sum(map(len, single[:-3]))
+        for end in range(start, len(data), 7):
+            agree("read_run", data[:end], start, MARKER, 1197, end - start, MAX_LSN, with_entries)
+
+
 def test_a_frame_cut_at_every_byte_is_read_alike() -> None:
     data = FRAME + frame(9, [item(9)])
     for end in range(len(data) + 1):
@@ -267,6 +300,9 @@ def calls() -> list[Callable[[], Any]]:
         lambda: read_frame(memoryview(bytearray(large)), 0, MARKER, 7),
         lambda: read_frame(memoryview(bytearray(large)), 1, MARKER, 7, 5),
         lambda: read_frame(released(), 0, MARKER, 7),
+        lambda: read_run(memoryview(bytearray(large)), 0, MARKER, 7, len(large), MAX_LSN, True),
+        lambda: read_run(memoryview(bytearray(large)), 0, MARKER, 7, len(large), MAX_LSN, False),
+        lambda: read_run(large, 0, MARKER, 8, 5, MAX_LSN, True),
     ]
 
 

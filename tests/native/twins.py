@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from walpool.format import body, entry, frame
+from walpool.format import body, entry, frame, run
 from walpool.native.select import core_in_use, python_of
 
 needs_core = pytest.mark.skipif(not core_in_use, reason="the compiled core does not run here")
 
-MODULES = (entry, frame, body)
+MODULES = (entry, frame, body, run)
 TWINS: dict[str, Callable[..., Any]] = {
     name: value
     for module in MODULES

@@ -135,17 +135,18 @@ static int decode_run(PyObject *self, PyObject *entries, const unsigned char *at
         return -1;
     int done = 1;
     Py_ssize_t index = 0;
-    for (size_t offset = 0; offset < run->end && done == 1;) {
-        size_t body_bytes = load32(at + offset + 8);
-        uint64_t count = load32(at + offset + 12);
-        if (body_bytes > run->end - offset - FRAME_BYTES || count > run->entries - (uint64_t)index) {
-            done = 0; /* it was changed meanwhile */
+    for (size_t left = run->end; left && done == 1;) { /* lengths are looked at again: see decode_into */
+        size_t body_bytes = left < FRAME_BYTES ? 0 : load32(at + 8);
+        uint64_t count = left < FRAME_BYTES ? 0 : load32(at + 12);
+        if (!count || body_bytes > left - FRAME_BYTES || count > run->entries - (uint64_t)index) {
+            done = 0;
             break;
         }
-        done = decode_into(entries, index, &maker, operations, at + offset + FRAME_BYTES, body_bytes, count,
+        done = decode_into(entries, index, &maker, operations, at + FRAME_BYTES, body_bytes, count,
                            lsn + (uint64_t)index);
         index += (Py_ssize_t)count;
-        offset += FRAME_BYTES + body_bytes;
+        at += FRAME_BYTES + body_bytes;
+        left -= FRAME_BYTES + body_bytes;
     }
     stop_making(&maker);
     return done == 1 && (uint64_t)index != run->entries ? 0 : done;
@@ -159,15 +160,15 @@ static PyObject *make_run(PyObject *type, PyObject *frame_type, const Run *run, 
         last = make_frame(frame_type, offset + run->last, &run->last_frame);
     else
         Py_INCREF(last);
-    if (!last || !start_making(&maker, type, 8)) {
+    if (!last || !start_making(&maker, type, 9)) {
         Py_XDECREF(last);
         return NULL;
     }
     Py_INCREF(entries);
-    if (set_field(&maker, 6, last) && set_field(&maker, 7, entries) && set_number(&maker, 0, run->end) &&
-        set_number(&maker, 1, run->next_lsn) && set_number(&maker, 2, run->batches) &&
-        set_number(&maker, 3, run->last_append_ns) && set_number(&maker, 4, run->durable_lsn) &&
-        set_number(&maker, 5, run->largest_single))
+    if (set_field(&maker, 7, last) && set_field(&maker, 8, entries) && set_number(&maker, 0, run->end) &&
+        set_number(&maker, 1, run->entries) && set_number(&maker, 2, run->next_lsn) &&
+        set_number(&maker, 3, run->batches) && set_number(&maker, 4, run->last_append_ns) &&
+        set_number(&maker, 5, run->durable_lsn) && set_number(&maker, 6, run->largest_single))
         made = make(&maker);
     stop_making(&maker);
     return made;

@@ -21,7 +21,7 @@ from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, header_is_torn
 from walpool.shared.control import known_segments
 from walpool.shared.counters import counters_of
-from walpool.shared.pins import Pin
+from walpool.shared.pins import Pin, pin_from
 
 Start = int | Literal["end"] | None
 _SURE = (RecoveryMode.STRICT, RecoveryMode.POINT_IN_TIME)  # to them a torn tail is final: first wait for an append
@@ -51,20 +51,12 @@ class Cursor:
         self._from_the_first = start is None  # then nothing is missed that retention removes before it is read
         self.start = 1 if start is None else self.next_lsn() if start == "end" else start
         if pin:
-            self._start_pin()
+            self._pin = pin_from(self.source.directory, self.source.segments, self.start)
         first = self.source.segments()[0]
         if start is None or self.source.only is not None:
             self.start = max(self.start, first)
         elif self.start < first:
             raise LSNUnavailable(self.start, first, self.source.path)
-
-    def _start_pin(self) -> None:
-        try:
-            self._pin = Pin(self.source.directory)
-        except FileNotFoundError:
-            return  # a copy: nobody prunes it
-        segments = self.source.segments()
-        self._pin.move(max((first for first in segments if first <= self.start), default=segments[0]))
 
     @property
     def unread_lsn(self) -> int:
@@ -136,6 +128,11 @@ class Cursor:
             if not self._pass(found):
                 return None
         return None
+
+    @property
+    def ahead(self) -> Extent | None:
+        """How far the segment counts, where frames can be read on as they stand; None: there `next` has more to do."""
+        return None if self.segment is None or self._over or self.lsn < self.start else self._extent
 
     def put_back(self, frame: Frame) -> int:
         """Stay before the frame that `next` gave just now; its offset in the file."""

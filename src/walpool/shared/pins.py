@@ -7,6 +7,8 @@ reader cannot fill the disk.
 Holds: nothing is ever written to the file, so whoever may read the log may pin.
 """
 
+from collections.abc import Callable
+
 from walpool.format.names import MAX_LSN, PINS_LOCK
 from walpool.system.files import READ, Directory
 from walpool.system.locks import ByteLocks
@@ -30,6 +32,17 @@ class Pin:
 
     def close(self) -> None:
         self._file.close()
+
+
+def pin_from(directory: Directory, segments: Callable[[], list[int]], lsn: int) -> Pin | None:
+    """A pin on the segment that has `lsn`; None where the log has no pins.lock."""
+    try:
+        pin = Pin(directory)
+    except FileNotFoundError:
+        return None
+    there = segments()
+    pin.move(max((first for first in there if first <= lsn), default=there[0]))
+    return pin
 
 
 def all_pins(directory: Directory) -> list[int]:
