@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "walpool"
 # Each may import itself and those before it.
-ROOMS = ["format", "system", "shared", "read", "opening", "upkeep", "staging", "write", "integrations", "cli"]
+ROOMS = ["native", "format", "system", "shared", "read", "opening", "upkeep", "staging", "write", "integrations", "cli"]
 LEAVES = ["errors", "options"]  # anyone may import them
 STRANGERS = [("write", "read"), ("read", "write")]  # never, in either direction
 
@@ -20,15 +20,16 @@ SYSTEM_MODULES = {
     "os", "io", "fcntl", "mmap", "time", "psutil", "filelock", "select", "socket", "resource", "ctypes", "errno",
     "stat", "tempfile", "shutil", "posix", "random", "secrets", "uuid",
 }  # fmt: skip
-# ... but for these names: paths are values, and the clock is a timestamp's default (entry.py says why).
+# ... but for these names: paths are values, the clock is a timestamp's default (entry.py says why), and what chooses
+# the core (native/select.py) is imported before `system` is.
 ALLOWED_NAMES = {"os": {"PathLike", "fspath", "path"}}
-ALLOWED_IMPORTS = {("format/entry.py", "time", "time_ns")}
+ALLOWED_IMPORTS = {("format/entry.py", "time", "time_ns"), ("native/select.py", "os", "environ")}
 # The commands are a program of their own: they start processes and read files that are no log's.
 CLI_MODULES = {"signal", "subprocess", "sys", "sysconfig", "select", "io", "tempfile", "shutil"}
 
 LONG_FILES: set[str] = set()  # over 350 lines, and known to be: one object with one idea
 MOST_LINES = 350
-MOST_FILES = {"cli": 18, "system": 16}  # a file a command, and one a thing that the machine has; else 12
+MOST_FILES = {"cli": 19, "system": 16}  # a file a command, and one a thing that the machine has; else 12
 
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(file.relative_to(SOURCE)) for file in FILES]

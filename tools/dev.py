@@ -1,7 +1,8 @@
 """The commands of a checkout, each with all its set-up: `python3 tools/dev.py COMMAND [args]`.
 
     demo    walpool's main job on real input                       args go to `walpool demo`
-    test    every test; then those of interrupts, forks and kills under each other Python at hand
+    test    every test; then the quick ones in pure Python; then those of interrupts, forks and kills, and of the core,
+            under each other Python at hand
             args go to pytest, and then it runs under this Python alone
     matrix  every test under every Python at hand                  args go to pytest
     lint    formatting, lint rules and types                       --fix mends what can be mended
@@ -10,10 +11,11 @@
     mutate  changes that no test notices                           args go to tools/mutate.py
     bench   walpool against LMDB, SQLite and plain files           args go to tools/bench.py
     prove   try to break walpool for --minutes, and write a report args go to tools/prove.py
+    sanitize  the compiled core under the sanitizers of the compiler   args go to pytest
 
-The first run makes .venv in the checkout with the Python that runs this file and installs walpool there,
-editable, with what the command needs. Later runs start at once. Only the standard library is imported, and what
-runs before the version check runs on Python 3.8 too.
+The first run makes .venv in the checkout with the Python that runs this file and installs walpool there, editable, with
+what the command needs; its compiled core is built where there is a C compiler. Later runs start at once. Only the
+standard library is imported, and what runs before the version check runs on Python 3.8 too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import fcntl
 import hashlib
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -38,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 PROJECT = ROOT / "pyproject.toml"
+SETUP = ROOT / "setup.py"
+CORE = ROOT / "src" / "walpool" / "_core.abi3.so"
 
 
 def demo(args: Sequence[str]) -> NoReturn:
@@ -46,11 +51,12 @@ def demo(args: Sequence[str]) -> NoReturn:
 
 
 TEST_EXTRAS = ("dev", "monitor", "prometheus", "zstd")
-# Where interpreters differ: where they look for signals, when they collect, what a fork runs.
+# Where interpreters differ: where they look for signals, when they collect, what a fork runs, what their C does.
 VITAL = (
     "tests/crash/test_any_bytecode.py",
     "tests/crash/test_interrupts.py",
     "tests/crash/test_kill_sweep.py",
+    "tests/native",
     "tests/processes/test_forked_anywhere.py",
     "tests/processes/test_lock_holders.py",
     "tests/processes/test_reentrance.py",
@@ -65,6 +71,9 @@ def test(args: Sequence[str]) -> int:
         os.chdir(ROOT)
         become(pytest(*args))
     code = run(pytest())
+    if CORE.exists():
+        say("the tests that are not slow, in pure Python")
+        code = run(pytest("-m", "not slow"), WALPOOL_PURE="1") or code
     for home in other_homes():
         say(f"interrupts, forks and kills under Python {home.version}")
         set_up(*TEST_EXTRAS, home=home)
@@ -109,8 +118,8 @@ def coverage(args: Sequence[str]) -> int:
     data = VENV / "coverage"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
-    # Every Python that a test starts reads these, wherever it runs.
-    os.environ.update(COVERAGE_RCFILE=str(PROJECT), COVERAGE_FILE=str(data / "data"))
+    # Every Python that a test starts reads these, wherever it runs. What the core does, nobody would see.
+    os.environ.update(COVERAGE_RCFILE=str(PROJECT), COVERAGE_FILE=str(data / "data"), WALPOOL_PURE="1")
     python, _, *words = pytest(*args)
     code = run([python, "-m", "coverage", "run", "-m", *words])
     report = data / "report.json"
@@ -122,6 +131,7 @@ def coverage(args: Sequence[str]) -> int:
 
 def mutate(args: Sequence[str]) -> NoReturn:
     set_up(*TEST_EXTRAS)
+    os.environ["WALPOOL_PURE"] = "1"  # what is changed is Python
     become([PYTHON, ROOT / "tools" / "mutate.py", *args])
 
 
@@ -135,6 +145,11 @@ def prove(args: Sequence[str]) -> NoReturn:
     become([PYTHON, ROOT / "tools" / "prove.py", *args])
 
 
+def sanitize(args: Sequence[str]) -> NoReturn:
+    set_up(*TEST_EXTRAS)
+    become([PYTHON, ROOT / "tools" / "sanitize.py", *args])
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
@@ -145,6 +160,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "mutate": mutate,
     "bench": bench,
     "prove": prove,
+    "sanitize": sanitize,
 }
 
 
@@ -219,9 +235,9 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run(command: Sequence[str | Path]) -> int:
+def run(command: Sequence[str | Path], **environment: str) -> int:
     """Run one of several steps from the root of the checkout; its exit code, as a shell would say it."""
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=False).returncode
     return code if code >= 0 else 128 - code
 
 
@@ -239,7 +255,8 @@ def set_up(*extras: str, home: Home = HOME) -> None:
 
     text = PROJECT.read_text()
     here = {"python": home.version, "base": home.base, "venv": str(home.venv)}
-    project = hashlib.sha256(text.encode()).hexdigest()
+    sources: str = runpy.run_path(str(SETUP))["sources"]()
+    project = hashlib.sha256((text + SETUP.read_text() + sources).encode()).hexdigest()
     with one_at_a_time():
         done = read_stamp(home)
         if done.get("here") != here:  # another Python, or a checkout that was moved or copied with its .venv
@@ -252,7 +269,14 @@ def set_up(*extras: str, home: Home = HOME) -> None:
         # walpool itself is installed once only: another command may be importing it at this moment.
         wanted = [] if installed is not None else ["--editable", str(ROOT)]
         optional = tomllib.loads(text)["project"]["optional-dependencies"]
-        install(home, wanted + [requirement for extra in missing for requirement in optional[extra]])
+        environment = {}
+        if wanted and CORE.exists() and sources.encode() in CORE.read_bytes():
+            environment["WALPOOL_PURE"] = "1"  # it was built already: one file for every Python
+        elif wanted:
+            CORE.unlink(missing_ok=True)  # not written over: somebody may be running it
+        install(home, wanted + [requirement for extra in missing for requirement in optional[extra]], **environment)
+        if wanted and not CORE.exists():
+            say("the core was not built (no C compiler, or no header of Python?): walpool runs in pure Python here")
         write_stamp(home, {"here": here, "project": project, "extras": sorted({*(installed or []), *extras})})
 
 
@@ -270,7 +294,7 @@ def make_venv(home: Home) -> None:
         fail("could not make the environment: see above; on Debian and Ubuntu the package python3-venv is needed")
 
 
-def install(home: Home, requirements: Sequence[str]) -> None:
+def install(home: Home, requirements: Sequence[str], **environment: str) -> None:
     say("installing " + ", ".join(word for word in requirements if word != "--editable"))
     pip: list[str | Path] = [
         home.python,
@@ -281,7 +305,8 @@ def install(home: Home, requirements: Sequence[str]) -> None:
         "--disable-pip-version-check",
         *requirements,
     ]
-    if subprocess.run(pip, cwd=ROOT, stdout=sys.stderr, check=False).returncode != 0:
+    done = subprocess.run(pip, cwd=ROOT, env={**os.environ, **environment}, stdout=sys.stderr, check=False)
+    if done.returncode != 0:
         fail("pip could not install the above: mend what it names (usually the network) and run this again")
 
 

@@ -4,6 +4,7 @@
     WALReader                read and follow; RecoveryMode says what damage does
     WALMetrics, Snapshot     look at what the log and each writer do, from any process
     copy, checkpoint         a copy that is whole, of a log in use; what is not needed any more
+    core_in_use              whether the compiled core runs: `walpool doctor` says why not
     WALError                 base of all errors; each says what to do then: retry, reopen or stop
 
 What is public is listed in `walpool.__all__`, and explains itself. The packages below may change at any time, but for
@@ -28,6 +29,7 @@ from walpool.errors import (
 )
 from walpool.format.entry import Operation, WALEntry
 from walpool.format.header import WALHeader
+from walpool.native.select import core_in_use
 from walpool.opening.recovery import RecoveryReport
 from walpool.opening.survey import Place
 from walpool.options import RecoveryMode, Retention, SyncMode
@@ -87,5 +89,6 @@ __all__ = [
     "WriterRow",
     "checkpoint",
     "copy",
+    "core_in_use",
     "flush_at_signals",
 ]

@@ -471,8 +471,8 @@ BUGS = [
     Bug(
         "what is read counts thrice",
         "read/reading.py",
-        'counts["bytes_read"] += self.bytes - size',
-        'counts["bytes_read"] += 3 * (self.bytes - size)',
+        'counts["bytes_read"] += read - size',
+        'counts["bytes_read"] += 3 * (read - size)',
         "tests/shared/test_metrics.py",
     ),
     # What bytes show
@@ -608,6 +608,8 @@ def find(bug: Bug, folder: Path, states: int = STATES, seed: int = SEED) -> str 
         words = ["-x", "-q", "-p", "no:cacheprovider", *bug.finder.split()]
     name = "walpool." + bug.file.removesuffix(".py").replace("/", ".")
     environment = {"WALPOOL_SEED": str(seed), "WALPOOL_DEADLINE_S": "5"}
+    if bug.file.startswith("format/"):
+        environment["WALPOOL_PURE"] = "1"  # its functions have twins, which do not have the bug
     code, said = finders.run(name, text, words, environment, folder, BUDGET_S)
     assert code in (0, FOUND), f"{bug.name}: the finder ended with {code}:\n{said[-3000:]}"
     return said[-3000:] if code == FOUND else None

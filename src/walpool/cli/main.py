@@ -29,6 +29,7 @@ COMMANDS = {
     "repair": "say what it would take to have no damage; with --apply do it, keeping what is cut",
     "copy": "make a copy that is whole, while the log is written to",
     "checkpoint": "state that nothing at or below an LSN is needed any more",
+    "doctor": "say what walpool runs with here: Python, compiled core, system, limits, extras",
     "prune": "remove the oldest segments that a rule says nobody needs",
 }
 STREAMS = {"", "cat", "dump", "monitor"}  # those that have nothing more to do when nobody reads what they print

@@ -24,6 +24,7 @@ from walpool.format.entry import (
     as_bytes,
 )
 from walpool.format.frame import FRAME_REST, Damage, Frame, read_frame, seal
+from walpool.native.select import twin
 
 ALONE_MARKER = 0x57414C45  # of an entry encoded on its own
 
@@ -40,6 +41,7 @@ class BodyError(CorruptLog):
         super().__init__("<frame>", 0, 0, reason)
 
 
+@twin(WALEntry, Operation.PUT, Operation.DELETE)
 def decode_body(
     data: Bytes, start: int, end: int, count: int, first_lsn: int, *, views: bool = False
 ) -> list[WALEntry]:
@@ -121,6 +123,7 @@ def _shape_of(lengths: int) -> tuple[Callable[..., tuple[int, bytes, bytes]], in
     return reader.unpack_from, reader.size, operation
 
 
+@twin()
 def check_body(data: Bytes, start: int, end: int, count: int) -> None:
     """Raises BodyError where `decode_body` would, without making entries: 0.03 us an entry of one shape, else 0.2."""
     load = _LENGTHS.unpack_from

@@ -18,6 +18,7 @@ from time import time_ns  # the one call outside `system`: the default of WALEnt
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from walpool.errors import EntryTooLarge
+from walpool.native.select import twin
 
 ENTRY = struct.Struct("<I I Q")
 ENTRY_BYTES = 16
@@ -158,6 +159,12 @@ def as_bytes(what: str, data: object) -> bytes:
     raise TypeError(f"{what} must be bytes, bytearray or memoryview, not {type(data).__name__}")
 
 
+@twin(WALEntry, Operation.PUT, time_ns)
+def make_put(key: Bytes, value: Bytes, timestamp: int | None) -> WALEntry:
+    """What `WALEntry.put` gives (hot: a batch is made of these)."""
+    return WALEntry.put(key, value, timestamp)
+
+
 def check_sizes(key_bytes: int, value_bytes: int) -> None:
     if key_bytes > MAX_KEY_BYTES:
         raise EntryTooLarge(f"a key of {key_bytes} bytes is over the limit of {MAX_KEY_BYTES}")
@@ -165,6 +172,7 @@ def check_sizes(key_bytes: int, value_bytes: int) -> None:
         raise EntryTooLarge(f"a value of {value_bytes} bytes is over the limit of {MAX_VALUE_BYTES}")
 
 
+@twin()
 def encode_one(operation_bits: int, key: object, value: object, timestamp: int) -> bytes:
     """The body of a frame with one entry (hot: one put is one call of this)."""
     if type(key) is not bytes or type(value) is not bytes:
@@ -186,6 +194,7 @@ class Body(NamedTuple):
     largest: int
 
 
+@twin(Body, WALEntry, Operation.PUT, Operation.DELETE)
 def encode_entries(entries: Iterable[WALEntry]) -> Body:
     """The body of a frame with all of them.
 

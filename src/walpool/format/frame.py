@@ -25,6 +25,7 @@ from crc32c import crc32c
 
 from walpool.format.entry import ENTRY_BYTES, Bytes
 from walpool.format.names import MAX_LSN
+from walpool.native.select import twin
 
 FRAME_PREFIX = struct.Struct("<I I")
 FRAME_REST = struct.Struct("<I I Q Q Q I H H")
@@ -75,6 +76,7 @@ def seal(marker: int, body_crc: int, rest: bytes, body: bytes) -> bytes:
     return FRAME_PREFIX.pack(marker, crc32c(rest, body_crc)) + rest + body
 
 
+@twin(Frame)
 def read_frame(buffer: Bytes, offset: int, marker: int, lsn: int, remaining: int | None = None) -> Frame | End | Damage:
     """What stands at `offset`: the frame whose first LSN is `lsn` (0: any), the end, or damage.
 

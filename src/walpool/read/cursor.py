@@ -64,14 +64,6 @@ class Cursor:
         """The LSN of the first entry that was not given."""
         return max(self.lsn, self.start)
 
-    def first_lsn(self) -> int:
-        """The first LSN that the log has, as of now. Raises LogReplaced when no segment is left."""
-        segments = self.source.segments()
-        if not segments:
-            self.check_log()
-            raise self.source.replaced("the log's segments were removed")
-        return segments[0]
-
     def next_lsn(self) -> int:
         """One past the last entry of the log, as of now."""
         tail = self._look() if self.source.control is None else None  # first: a block that comes then knows better
@@ -132,6 +124,12 @@ class Cursor:
             if not self._pass(found):
                 return None
         return None
+
+    @property
+    def ahead(self) -> Extent | None:
+        """How far the segment counts, where frames can be read on as they stand; None: there `next` has more to do."""
+        plain = self.segment is not None and not self._fresh and not self._over and self.lsn >= self.start
+        return self._extent if plain else None
 
     def put_back(self, frame: Frame) -> int:
         """Stay before the frame that `next` gave just now; its offset in the file."""

@@ -181,7 +181,7 @@ class WALReader(Generic[B]):
             UnsafeLog, IOFailed, LogClosed: as `read_entry`.
         """
         self._reading.check_open()
-        return self._reading.cursor.first_lsn()
+        return self._reading.cursor.source.first_lsn()
 
     @property
     def last_lsn(self) -> int:

@@ -1,5 +1,7 @@
-"""A reading: what a reader is between its calls: a place in a log, the batch in hand, and what was handed out.
+"""A reading: what a reader is between its calls: a place in a log, the entries in hand, and what was handed out.
 
+In hand is a batch or, where entries are asked for and nothing is unusual, a run of batches. Whoever asks for batches or
+for figures then finds the run split: what begins behind the last entry that was handed out is before us again.
 Holds: what is in hand was found intact, and is handed out before anything behind it is read. A forked child opens the
 log for itself on its next use, at the first entry that was not in hand.
 """
@@ -15,6 +17,8 @@ from walpool.errors import LogClosed
 from walpool.format.body import BodyError, decode_body
 from walpool.format.entry import B, WALEntry
 from walpool.format.frame import Frame
+from walpool.format.names import MAX_LSN
+from walpool.format.run import Run
 from walpool.options import RecoveryMode
 from walpool.read.cursor import Cursor, Start
 from walpool.read.source import Source
@@ -101,7 +105,8 @@ class Reading(Generic[B]):
         reopen_after_fork(self)
         self._from_the_first = start is None
         self.frame: Frame  # the last one decoded
-        self.pending: Iterator[WALEntry[B]] = iter(())  # what is left of the batch in hand
+        self.pending: Iterator[WALEntry[B]] = iter(())  # what is left of the batch, or the run, in hand
+        self._run: Run | None = None  # in hand: several batches
         self._idle = False  # the last look gave nothing
         self.entries = self.batches = self.bytes = 0
 
@@ -116,11 +121,47 @@ class Reading(Generic[B]):
         self._counts = self.cursor.counters.cell_for(self)
         self.closed = self._forked = False
 
-    def take(self) -> bool:
-        """Have the next batch in hand, if there is one."""
-        entries = self.next_entries(None)
+    def take(self, last_lsn: int | None = None) -> bool:
+        """Have what comes next in hand, if there is anything, and unless it is past `last_lsn`."""
+        entries = self._next_run(last_lsn) or self.next_entries(last_lsn)
         self.pending = iter(entries)
         return bool(entries)
+
+    def _next_run(self, last_lsn: int | None) -> list[WALEntry[B]]:
+        """The entries of the batches that come next; empty where one by one has to be looked at."""
+        self._run = None
+        cursor = self.cursor
+        extent = None if self.closed or self.zero_copy else cursor.ahead
+        if extent is None:
+            return []
+        ends = (extent.limit_lsn, self.end, None if last_lsn is None else last_lsn + 1)
+        end_lsn = min((end for end in ends if end is not None), default=MAX_LSN)
+        run = self.window.next_run(cursor.lsn, extent.limit, end_lsn, True)
+        if run is None:
+            return []
+        cursor.lsn, cursor.last = run.next_lsn, run.last
+        if run.batches > 1:
+            self._run = run
+        self._idle = False
+        self.entries += run.count
+        self.batches += run.batches
+        self.bytes += run.bytes
+        return cast("list[WALEntry[B]]", run.entries)
+
+    def _split(self) -> None:
+        """Have in hand, of a run, only the batch of the entry that was handed out last."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        entries = run.entries
+        handed = len(entries) - self.left
+        self.frame, batches, size = self.window.split(run, entries[max(0, handed - 1)].lsn)
+        self.cursor.lsn, self.cursor.last = self.frame.next_lsn, self.frame
+        before_us = run.next_lsn - self.frame.next_lsn
+        del entries[len(entries) - before_us :]  # whoever iterates over them goes on with what `take` gives
+        self.entries -= before_us
+        self.batches -= batches
+        self.bytes -= size
 
     @property
     def left(self) -> int:
@@ -137,6 +178,7 @@ class Reading(Generic[B]):
 
     def next_batch(self) -> ReadBatch[B] | None:
         """All of the next batch; None where reading ends for now."""
+        self._split()
         entries = self.next_entries(None)
         if not entries:
             return None
@@ -192,11 +234,13 @@ class Reading(Generic[B]):
         handed, (entries, size) = self.entries - left, self._counted
         if handed > entries:
             counts = self._counts
+            read = self.bytes if not left or self._run is None else self.bytes - self._run.bytes  # it may be split
             counts["reads_total"] += handed - entries
-            counts["bytes_read"] += self.bytes - size
-            self._counted = handed, self.bytes
+            counts["bytes_read"] += read - size
+            self._counted = handed, read
 
     def stats(self) -> ReaderStats:
+        self._split()
         window, cursor = self.window, self.cursor
         return ReaderStats(
             self.entries, self.batches, self.bytes, cursor.segments, window.initial_capacity, window.capacity,
@@ -226,10 +270,9 @@ class Reading(Generic[B]):
     def advance(self, durable_only: bool) -> bool:
         """Take the next batch in hand, if there is one."""
         self._idle = False  # a follower asks for `check_log` in its own time
-        entries = self.next_entries(self.cursor.durable_lsn() if durable_only else None)
-        self.pending = iter(entries)
+        taken = self.take(self.cursor.durable_lsn() if durable_only else None)
         self.count()
-        return bool(entries)
+        return taken
 
     def check_log(self) -> None:
         """Raises LogReplaced when the log at the path is not the one that was read so far."""
@@ -248,6 +291,7 @@ class Reading(Generic[B]):
 
     def check_open(self) -> None:
         if self._forked:
+            self._split()
             self._open(self.cursor.unread_lsn)
         if self.closed:
             raise LogClosed(f"{self.path}: the reader is closed")
@@ -259,6 +303,7 @@ class Reading(Generic[B]):
 
     def close(self) -> None:
         self._forked = False
+        self._split()
         if not self.closed:
             self.closed = True
             deque(self.pending, 0)  # whoever holds the iterator gets LogClosed, not the rest of a batch

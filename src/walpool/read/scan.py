@@ -68,12 +68,11 @@ def scan_segment(
         durable_lsn = segment.header.durable_lsn
         stop: Stop | None = None
         while stop is None:
-            for frame in walk:
-                batches += 1
-                last_append_ns = max(last_append_ns, frame.appended_at)
-                durable_lsn = max(durable_lsn, frame.durable_lsn)
-                if frame.count == 1:
-                    largest = max(largest, frame.end - frame.body)
+            for run in walk.runs():
+                batches += run.batches
+                last_append_ns = max(last_append_ns, run.last_append_ns)
+                durable_lsn = max(durable_lsn, run.durable_lsn)
+                largest = max(largest, run.largest_single)
             stop = walk.stop(wait)
         whole = stop.whole.durable_lsn if stop.whole is not None else 0
         return SegmentScan(

@@ -112,6 +112,14 @@ class Source:
     def segments(self) -> list[int]:
         return list_segments(self.directory) if self.only is None else [self.only]
 
+    def first_lsn(self) -> int:
+        """The first LSN that the log has, as of now. Raises LogReplaced when no segment is left."""
+        segments = self.segments()
+        if not segments:
+            self.check_place()
+            raise self.replaced("the log's segments were removed")
+        return segments[0]
+
     def pin(self, start: int) -> Pin | None:
         """One that keeps `start` and what follows; None of a copy, which nobody prunes."""
         try:

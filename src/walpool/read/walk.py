@@ -16,6 +16,8 @@ from typing import NamedTuple
 from walpool.errors import UnsupportedVersion
 from walpool.format.body import BodyError, check_body
 from walpool.format.frame import FRAME_BYTES, Damage, End, Frame, SearchExhausted, find_frames
+from walpool.format.names import MAX_LSN
+from walpool.format.run import Run, run_of
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, used_range
 
@@ -116,6 +118,19 @@ class Walk:
                     return
             self.lsn = found.next_lsn
             yield found
+
+    def runs(self) -> Iterator[Run]:
+        """The same frames, of a walk with `bodies`, as many at once as stand in the window."""
+        while True:
+            limit, limit_lsn, _ = self.extent
+            run = self._window.next_run(self.lsn, limit, MAX_LSN if limit_lsn is None else limit_lsn, False)
+            if run is None:
+                frame = next(iter(self), None)
+                if frame is None:
+                    return
+                run = run_of(frame)
+            self.lsn = run.next_lsn
+            yield run
 
     @property
     def is_damaged(self) -> bool:

@@ -7,6 +7,7 @@ allocated for a length that the file does not have.
 from crc32c import crc32c
 
 from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, Damage, End, Frame, read_frame
+from walpool.format.run import Run, read_run
 from walpool.shared.catalog import CHUNK_BYTES, Segment
 from walpool.system.files import File
 
@@ -70,6 +71,40 @@ class FrameWindow:
                 return Damage(at, "the frame's checksum does not match")
             if not found.needed or not self._fill(found.needed, limit):
                 return found
+
+    def next_run(self, lsn: int, limit: int, end_lsn: int, with_entries: bool) -> Run | None:
+        """The frames that stand at `offset`, taken together; None: `next` tells what there is instead of a plain one.
+
+        `lsn` and `limit` are as for `next`; the last of them may reach to `end_lsn`.
+        """
+        while True:
+            at = self._at
+            remaining = limit - self._base - at
+            run = read_run(self.data, at, self._marker, lsn, remaining, end_lsn, with_entries)
+            if run.batches:
+                self._at = at + run.bytes
+                return run
+            found = read_frame(self.data, at, self._marker, lsn, remaining)
+            if isinstance(found, Frame) or not 0 < found.needed <= CHECK_FIRST_BYTES:
+                return None
+            if not self._fill(found.needed, limit):
+                return None
+
+    def split(self, run: Run, lsn: int) -> tuple[Frame, int, int]:
+        """Stay behind the frame of `run`, which `next_run` gave just now, that has the entry `lsn`.
+
+        That frame, and how many frames and bytes of the run are behind it: they are before us again.
+        """
+        end, batches = self._at, run.batches
+        at = end - run.bytes
+        while True:
+            found = read_frame(self.data, at, self._marker, 0)
+            assert isinstance(found, Frame), "it was one just now"
+            at = found.end
+            batches -= 1
+            if found.next_lsn > lsn:
+                self._at = at
+                return found, batches, end - at
 
     def _sums_up(self, size: int) -> bool:
         """Whether the frame of `size` bytes at `offset` has its checksum: found out without room for all of it."""

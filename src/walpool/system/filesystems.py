@@ -4,7 +4,11 @@ Locks and shared mappings are kept by one kernel: between machines that mount th
 hold only now and then. A file system that is not in the tables passes: a new one is more often local than shared.
 """
 
+import os
 import sys
+from typing import NamedTuple
+
+import psutil
 
 from walpool.errors import UnsafeLog
 from walpool.system.calls import calls
@@ -63,3 +67,33 @@ def check_local(directory: Directory) -> None:
             " memory hold between machines: move the log to a local disk, or, if only this machine ever opens it, pass"
             " allow_network_fs=True (a command: --allow-network-fs); docs/durability.md says what is lost",
         )
+
+
+class Volume(NamedTuple):
+    """Where a path is, or would be: the nearest directory above it that there is."""
+
+    directory: str
+    kind: str  # as the system calls it: ext4; empty where it does not say
+    shared: str  # the name of a network file system, or empty
+    free_bytes: int
+
+
+def volume_of(path: str) -> Volume:
+    """For people: nothing is decided by it. Raises OSError where nobody may look."""
+    place = os.path.realpath(path)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    try:
+        fd = calls.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            shared = network_file_system(calls.statfs(fd)) or ""
+        finally:
+            calls.close(fd)
+    except OSError:
+        shared = ""
+    mounted = [
+        (len(each.mountpoint), at, each.fstype)  # of two at one place, the later one is seen
+        for at, each in enumerate(psutil.disk_partitions(all=True))
+        if os.path.commonpath([each.mountpoint, place]) == each.mountpoint
+    ]
+    return Volume(place, max(mounted)[2] if mounted else "", shared, psutil.disk_usage(place).free)

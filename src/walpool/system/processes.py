@@ -117,3 +117,10 @@ try:
     boot_id()  # while it can be read: whoever opens a log may have given up the right to by then
 except UnsafeLog:
     pass
+
+
+def most_open_files() -> int:
+    """How many descriptors this process may have."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from walpool.errors import CorruptLog
-from walpool.format.frame import Frame
+from walpool.format.run import Run, run_of
 from walpool.options import RecoveryMode
 from walpool.read.source import Source
 from walpool.read.verdict import Asker, Verdict, judge, with_hint
@@ -161,8 +161,8 @@ class _Verification:
         before = self._done
         walk = Walk(segment, self._window, extent, bodies=True)
         while True:
-            for frame in walk:
-                self._count(frame)
+            for run in walk.runs():
+                self._count(run)
                 self._done = before + walk.offset
                 self._progress(self._done, self._total)
             stop = walk.stop(self._source.wait_for_append)
@@ -186,12 +186,12 @@ class _Verification:
         if judge(Asker.RECOVERY, RecoveryMode.TOLERATE_TAIL, vouched=vouched, followed=True) is Verdict.CUT:
             self._report.findings[self._unvouched] = replace(finding, reason=finding.reason + WOULD_END)
 
-    def _count(self, frame: Frame) -> None:
+    def _count(self, run: Run) -> None:
         report = self._report
-        self._durable_lsn = max(self._durable_lsn, frame.durable_lsn)
-        report.batches += 1
-        report.entries += frame.count
-        report.bytes += frame.end - frame.offset
+        self._durable_lsn = max(self._durable_lsn, run.durable_lsn)
+        report.batches += run.batches
+        report.entries += run.count
+        report.bytes += run.bytes
 
     def _resume(self, segment: Segment, walk: Walk, stop: Stop) -> bool:
         """Report a place where no frame stands, and go to the next intact one of this segment if there is one."""
@@ -209,7 +209,7 @@ class _Verification:
             kind, first_lsn, stop.offset, with_hint(reason) if stop.early and followed else reason, vouched=whole
         )
         if stop.whole is not None:
-            self._count(stop.whole)
+            self._count(run_of(stop.whole))
             self._lsn = stop.whole.next_lsn
         if not walk.skip(stop):
             return False

@@ -1,0 +1,53 @@
+"""Select: whether the compiled core runs, and the one place that puts its functions in the place of Python's.
+
+Python is the specification: everything works without the core, and whoever reads the Python alone understands walpool.
+A function with a twin in C is marked with what that twin makes and compares with:
+
+    @twin(Frame)
+    def read_frame(buffer, offset, ...): ...
+
+Holds: a twin has the name, the arguments and the results of its Python function. Whatever is unusual it hands to that
+function, having changed nothing, so that every error is said by Python.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from os import environ  # the other call outside `system`: what is imported first can ask nobody else
+from types import ModuleType
+from typing import Any, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The core, or None and why it does not run."""
+    if environ.get("WALPOOL_PURE", "") not in ("", "0"):
+        return None, "WALPOOL_PURE is set"
+    if "t" in getattr(sys, "abiflags", ""):
+        return None, "this Python is free-threaded, and the core relies on the interpreter's lock"
+    try:
+        return import_module("walpool._core"), ""
+    except ImportError as error:
+        if error.name == "walpool._core" and isinstance(error, ModuleNotFoundError):
+            return None, "it was not built: there was no C compiler, or no header of Python, when walpool was installed"
+        return None, f"it cannot be loaded: {error}"
+
+
+core, why_not = _load()
+core_in_use = core is not None
+
+
+def twin(*needs: Any) -> Callable[[_Function], _Function]:
+    """A decorator: the core's function of that name, where it runs, else the Python function itself."""
+
+    def choose(python: _Function) -> _Function:
+        return python if core is None else core.twin(python, *needs)
+
+    return choose
+
+
+def python_of(function: _Function) -> _Function:
+    """The Python function behind `function`, which may be its twin."""
+    bound = getattr(function, "__self__", None)
+    return bound[0] if isinstance(bound, tuple) else function
