@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from crc32c import crc32c
 
 from tests.format import layout
+from tests.native.twins import agree
 from walpool import CorruptLog, Operation, UnsupportedVersion, WALEntry, WALHeader
 from walpool.format.body import ALONE_MARKER, BodyError, decode_body
 from walpool.format.entry import encode_entries
@@ -208,6 +209,7 @@ def check_frames(data: bytes, sample: Sample | None, touched: int) -> str:
     lsn = 1 if sample is not None else 0
     while True:
         found = read_frame(data, at, MARKER, lsn)
+        agree("read_frame", data, at, MARKER, lsn)
         if type(found) is not Frame:
             break
         end = found.end
@@ -227,6 +229,7 @@ def check_frames(data: bytes, sample: Sample | None, touched: int) -> str:
             if end > min(touched, size):
                 break
             assert end <= at, "a frame before the damage is not read"
+    agree("read_run", data, 0, MARKER, 1, size, MAX_LSN, True)
     half = data[: size // 2]
     early = read_frame(half, 0, MARKER, 0, size)
     if type(early) is Frame:
@@ -311,6 +314,8 @@ def check_body(data: bytes, sample: Sample | None, touched: int) -> str:
 
 
 def judge_body(body: bytes, count: int, first_lsn: int) -> str:
+    agree("check_body", body, 0, len(body), count)
+    agree("decode_body", body, 0, len(body), count, first_lsn)
     try:
         entries = decode_body(body, 0, len(body), count, first_lsn)
     except BodyError:

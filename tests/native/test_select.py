@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import walpool
-from tests.native.twins import needs_core
 from tests.support import ROOT
 from walpool.native import select
 
+needs_core = pytest.mark.skipif(not walpool.core_in_use, reason="the compiled core does not run here")
 NATIVE = ROOT / "src" / "walpool" / "native"
 
 PROGRAM = """

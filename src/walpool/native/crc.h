@@ -30,7 +30,7 @@ static int has_hardware(void)
     return __builtin_cpu_supports("sse4.2");
 }
 
-#elif defined(__aarch64__) && defined(__GNUC__) && defined(__LITTLE_ENDIAN__) | defined(__AARCH64EL__)
+#elif defined(__aarch64__) && defined(__GNUC__)
 #define HARDWARE "ARMv8"
 #define WITH_CRC
 

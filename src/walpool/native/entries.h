@@ -7,6 +7,7 @@
 
 #include "bytes.h"
 #include "call.h"
+#include "make.h"
 
 #define ENTRY_BYTES 16u
 #define MAX_KEY_BYTES (1u << 20)
@@ -14,65 +15,6 @@
 #define KEY_MASK ((1u << 28) - 1)
 #define PUT 1u
 #define DELETE 2u
-
-/* What makes tuples of one class. */
-typedef struct {
-    newfunc new;
-    PyTypeObject *type;
-    PyObject *fields; /* a tuple that is filled again and again, */
-    PyObject *args;   /* in the tuple of arguments */
-} Maker;
-
-/* `tuple.__new__(type, fields)`, and not the class's allocator: since Python 3.14 a tuple knows its hash, and only
- * `tuple.__new__` says that it is not known yet. */
-static int start_making(Maker *maker, PyObject *type, Py_ssize_t fields)
-{
-    maker->type = (PyTypeObject *)type;
-    maker->new = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
-    maker->fields = PyTuple_New(fields);
-    if (!maker->fields)
-        return 0;
-    maker->args = PyTuple_New(1);
-    if (!maker->args) {
-        Py_DECREF(maker->fields);
-        return 0;
-    }
-    PyObject_GC_UnTrack(maker->fields); /* nobody else may find it: it changes */
-    PyObject_GC_UnTrack(maker->args);
-    PyTuple_SetItem(maker->args, 0, maker->fields); /* takes the reference; the pointer stays good as long as `args` */
-    return 1;
-}
-
-static void stop_making(Maker *maker)
-{
-    Py_DECREF(maker->args);
-}
-
-/* Have `value`, whose reference it takes, as the next tuple's field; NULL is an error already set. */
-static inline int set_field(Maker *maker, Py_ssize_t at, PyObject *value)
-{
-    return value && PyTuple_SetItem(maker->fields, at, value) == 0;
-}
-
-static inline int set_number(Maker *maker, Py_ssize_t at, uint64_t number)
-{
-    return set_field(maker, at, PyLong_FromUnsignedLongLong(number));
-}
-
-static inline PyObject *make(Maker *maker)
-{
-    return maker->new(maker->type, maker->args, NULL);
-}
-
-/* An entry of bytes and ints: it can be in no cycle, and the collector need not look at it. A list of millions takes it
- * longer to walk than the entries took to make. */
-static inline PyObject *make_entry(Maker *maker)
-{
-    PyObject *entry = make(maker);
-    if (entry)
-        PyObject_GC_UnTrack(entry);
-    return entry;
-}
 
 /* The bytes that the entry at `at` takes, of `size` that are there; 0: there is none. */
 static inline size_t entry_at(const unsigned char *at, size_t size)
@@ -330,14 +272,16 @@ static PyObject *decode_body(CALL)
     PyObject *const operations[2] = {NEED(1), NEED(2)};
     Maker maker;
     int done = -1;
-    PyObject *entries = PyList_New((Py_ssize_t)of.count);
+    PyObject *entries = new_list(of.count);
     if (entries && start_making(&maker, NEED(0), 5)) {
         done = decode_into(entries, 0, &maker, operations, of.body, of.size, of.count, lsn);
         stop_making(&maker);
     }
     give_back(&of.lent);
-    if (done == 1)
+    if (done == 1) {
+        PyObject_GC_Track(entries);
         return entries;
+    }
     Py_XDECREF(entries);
     return done == 0 ? UNUSUAL : NULL;
 }

@@ -189,14 +189,16 @@ static PyObject *read_run(CALL)
     const unsigned char *at = lent.data + (offset <= lent.size ? offset : lent.size);
     size_t available = offset <= lent.size ? lent.size - (size_t)offset : 0;
     find_run(&run, at, available, remaining, (uint32_t)marker, lsn, end_lsn, decode ? RUN_BYTES : SIZE_MAX);
-    PyObject *entries = PyList_New(decode ? (Py_ssize_t)run.entries : 0), *made = NULL;
+    PyObject *entries = new_list(decode ? run.entries : 0), *made = NULL;
     if (!entries)
         done = -1;
     else if (decode && run.batches)
         done = decode_run(self, entries, at, &run, lsn);
     give_back(&lent);
-    if (done == 1)
+    if (done == 1) {
+        PyObject_GC_Track(entries);
         made = make_run(NEED(0), NEED(1), &run, offset, entries);
+    }
     Py_XDECREF(entries);
     return done == 0 ? UNUSUAL : made;
 }

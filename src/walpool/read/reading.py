@@ -156,8 +156,9 @@ class Reading(Generic[B]):
         entries = run.entries
         handed = len(entries) - self.left
         self.frame, batches, size = self.window.split(run, entries[max(0, handed - 1)].lsn)
-        self.cursor.lsn, self.cursor.last = self.frame.next_lsn, self.frame
-        before_us = run.next_lsn - self.frame.next_lsn
+        cursor, next_lsn = self.cursor, self.frame.next_lsn
+        cursor.lsn, cursor.last, cursor.start = next_lsn, self.frame, min(cursor.start, next_lsn)
+        before_us = run.next_lsn - next_lsn
         del entries[len(entries) - before_us :]  # whoever iterates over them goes on with what `take` gives
         self.entries -= before_us
         self.batches -= batches
