@@ -10,8 +10,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import repeat
 
-from crc32c import crc32c
-
 from walpool.errors import CorruptLog, UnsupportedVersion
 from walpool.format.entry import (
     COLUMNS_FROM,
@@ -24,7 +22,7 @@ from walpool.format.entry import (
     as_bytes,
 )
 from walpool.format.frame import FRAME_REST, Damage, Frame, read_frame, seal
-from walpool.native.select import twin
+from walpool.native.select import crc32c, twin
 
 ALONE_MARKER = 0x57414C45  # of an entry encoded on its own
 

@@ -21,11 +21,9 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from crc32c import crc32c
-
 from walpool.format.entry import ENTRY_BYTES, Bytes
 from walpool.format.names import MAX_LSN
-from walpool.native.select import twin
+from walpool.native.select import crc32c, twin
 
 FRAME_PREFIX = struct.Struct("<I I")
 FRAME_REST = struct.Struct("<I I Q Q Q I H H")

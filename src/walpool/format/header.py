@@ -22,10 +22,9 @@ import os
 import struct
 from dataclasses import dataclass
 
-from crc32c import crc32c
-
 from walpool.errors import CorruptLog, UnsupportedVersion
 from walpool.format.names import MAX_LSN
+from walpool.native.select import crc32c
 
 HEADER = struct.Struct("<8s H H I I I Q Q Q Q I I")  # the table above, field by field
 HEADER_BYTES = 64

@@ -8,11 +8,10 @@ do the ones it replaces move aside, oldest first: it counts up to the first that
 Lock: maintenance and append, and no writer alive.
 """
 
-from crc32c import crc32c
-
 from walpool.errors import CorruptLog, LogFull
 from walpool.format.frame import FRAME_PREFIX, seal
 from walpool.format.header import HEADER_BYTES, WALHeader
+from walpool.native.select import crc32c
 from walpool.opening.aside import NEW_SEGMENT, move_aside, put_in_place
 from walpool.read.walk import Extent, Walk
 from walpool.read.window import FrameWindow

@@ -4,10 +4,9 @@ Holds: nothing behind `limit` is read into the buffer, because a live log's byte
 allocated for a length that the file does not have.
 """
 
-from crc32c import crc32c
-
 from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, Damage, End, Frame, read_frame
 from walpool.format.run import Run, read_run
+from walpool.native.select import crc32c
 from walpool.shared.catalog import CHUNK_BYTES, Segment
 from walpool.system.files import File
 

@@ -12,10 +12,9 @@ Holds: the file is replaced whole, under one rename, and durable before anyone h
 
 import struct
 
-from crc32c import crc32c
-
 from walpool.errors import CorruptLog, WALError
 from walpool.format.names import CHECKPOINT
+from walpool.native.select import crc32c
 from walpool.system import clock
 from walpool.system.files import CREATE, Directory
 

@@ -42,10 +42,9 @@ readers take no lock, and see the old word or the new one.
 import struct
 from typing import NamedTuple
 
-from crc32c import crc32c
-
 from walpool.errors import UnsafeLog, WALError
 from walpool.format.names import APPEND_LOCK, CONTROL, MAX_LSN, SLOTS_LOCK, SYNC_LOCK
+from walpool.native.select import crc32c
 from walpool.system import processes
 from walpool.system.files import CREATE, READ, WRITE, Directory, File
 from walpool.system.forks import reopen_after_fork

@@ -18,10 +18,9 @@ older ones are, and one whose file is damaged, says nothing. Lock: maintenance.
 import struct
 from typing import NamedTuple
 
-from crc32c import crc32c
-
 from walpool.errors import UnsafeLog, WALError
 from walpool.format.names import MAX_LSN, ORIGIN
+from walpool.native.select import crc32c
 from walpool.system import processes
 from walpool.system.files import CREATE, READ, Directory
 

@@ -15,10 +15,9 @@ did not take it. So another language's Place can stand here, and the Appender do
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from crc32c import crc32c
-
 from walpool.errors import WALError
 from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, FRAME_REST
+from walpool.native.select import crc32c
 from walpool.opening.opening import OpenLog
 from walpool.shared.catalog import Segment
 from walpool.shared.control import COMMIT, COPIES, DURABLE, GROWTH, INTENT, INTENT_SLOT_BITS, STATE, STOP
