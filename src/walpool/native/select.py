@@ -44,7 +44,7 @@ class Checksum(Protocol):
 
 def _checksum() -> Checksum:
     """The core's where it runs: before the package of that name sums anything, it reads its version from its metadata,
-    with a parser of e-mails, which is a third of the time that walpool takes to import.
+    with a parser of e-mails: 49 of 235 modules that walpool imports.
     """
     if core is not None:
         core_checksum: Checksum = core.crc32c
