@@ -185,6 +185,13 @@ def test_a_frame_with_an_unknown_codec_is_a_frame_that_says_so() -> None:
     assert found.flags == 2
 
 
+def test_how_many_entries_a_codec_packs_into_a_frame_is_not_for_us_to_say() -> None:
+    found = read_frame(frame(1, [], count=1000, body=bytes(2000), raw_length=50_000, flags=3), 0, MARKER, 1)
+    assert isinstance(found, Frame)
+    assert (found.flags, found.count) == (3, 1000)
+    assert isinstance(read_frame(frame(1, [], count=0, body=bytes(2000), flags=3), 0, MARKER, 1), Damage)
+
+
 # Many
 
 

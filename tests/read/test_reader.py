@@ -460,9 +460,17 @@ def test_a_segment_of_a_newer_walpool_is_newer_in_every_mode(log: Path, mode: Re
     assert found.entries == entries(1, first)
 
 
+UNKNOWN = {
+    "few": layout.frame(4, [layout.item(4)], flags=1, raw_length=900),
+    "many in little": layout.frame(4, [], count=1000, body=bytes(2000), raw_length=50_000, flags=3),
+    "no codec": layout.frame(4, [layout.item(4)], flags=1 << 12),
+}
+
+
+@pytest.mark.parametrize("frame", UNKNOWN)
 @pytest.mark.parametrize("mode", RecoveryMode)
-def test_a_batch_with_an_unknown_codec_is_newer_in_every_mode(tmp_path: Path, mode: RecoveryMode) -> None:
-    data = layout.segment(1, layout.single(1, 3)) + layout.frame(4, [layout.item(4)], flags=1, raw_length=900)
+def test_a_batch_with_an_unknown_codec_is_newer_in_every_mode(tmp_path: Path, mode: RecoveryMode, frame: str) -> None:
+    data = layout.segment(1, layout.single(1, 3)) + UNKNOWN[frame]
     log = layout.write_segments(tmp_path / "log", {1: data + layout.frame(5, [layout.item(5)])})
     found = read(log, mode=mode)
     assert isinstance(found.error, UnsupportedVersion)

@@ -1,12 +1,16 @@
 """Verify: each kind of finding, with its place; and nothing is changed."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import walpool
 from tests.format import layout
 from tests.read.logs import contents, copy_of, fill, leave_behind_tail, make, segment_files, spans, written
-from walpool import LogNotFound, UnsupportedVersion, WALWriter
+from walpool import LogNotFound, RecoveryMode, UnsupportedVersion, WALReader, WALWriter
+from walpool.options import WriterOptions
+from walpool.upkeep.repair import repair
 from walpool.upkeep.verify import DAMAGE, EVIDENCE, GAP, TORN_TAIL, Finding, VerifyReport, verify
 
 COUNT = 20
@@ -313,3 +317,23 @@ def test_verifying_changes_nothing(log: Path, copy: Path) -> None:
 def test_only_damage_and_gaps_count_as_damage() -> None:
     found = {kind: Finding(kind, "here", 0, 1, "because").is_damage for kind in (DAMAGE, GAP, TORN_TAIL, EVIDENCE)}
     assert found == {DAMAGE: True, GAP: True, TORN_TAIL: False, EVIDENCE: False}
+
+
+def test_a_newer_codec_is_damage_to_no_tool(tmp_path: Path) -> None:
+    """More entries than an uncompressed frame could hold: only the flags tell them from damage."""
+    newer = layout.frame(3, [], count=1000, body=bytes(2000), raw_length=50_000, flags=3)
+    data = layout.segment(1, layout.single(1, 2)) + newer + layout.frame(1003, [layout.item(3)])
+    log = layout.write_segments(tmp_path / "log", {1: data})
+    uses: list[Callable[[], object]] = [
+        lambda: WALWriter(log),
+        lambda: WALWriter(log, recovery=RecoveryMode.SALVAGE),
+        lambda: verify(log),
+        lambda: repair(log, WriterOptions(recovery=RecoveryMode.POINT_IN_TIME)),
+        lambda: walpool.copy(log, tmp_path / "copy"),
+        lambda: list(WALReader(log)),
+    ]
+    for use in uses:
+        with pytest.raises(UnsupportedVersion, match="codec 3"):
+            use()
+    assert segment_files(log)[0].read_bytes() == data
+    assert not (tmp_path / "copy").exists()
