@@ -73,7 +73,7 @@ def test(args: Sequence[str]) -> int:
     code = run(pytest())
     if CORE.exists():
         say("the tests that are not slow, in pure Python")
-        code = run(pytest("-m", "not slow"), WALPOOL_PURE="1") or code
+        code = run(pytest("-m", "not slow", "--ignore=tests/native"), WALPOOL_PURE="1") or code
     for home in other_homes():
         say(f"interrupts, forks and kills under Python {home.version}")
         set_up(*TEST_EXTRAS, home=home)

@@ -83,7 +83,7 @@ def interrupt_each_bytecode(channel: Channel, log: Path, options: dict[str, Any]
 
 @pytest.mark.parametrize("name", CALLS)
 def test_an_exception_at_any_bytecode_leaves_every_lock_free(child: Start, memory: Path, name: str) -> None:
-    step = 1 if name == "put" else 7
+    step = {"put": 1, "batch": 5}.get(name, 7)  # of what an append does, the core does much in no bytecode
     options = {"size_limit": 4096}
     assert child(interrupt_each_bytecode, memory / "log", options, name, step).result() > 50
 
