@@ -17,22 +17,15 @@ import pytest
 from tests.native.test_select import PROGRAM
 from tests.support import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("install")]
+pytestmark = pytest.mark.slow
 
 COMPILER = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
 NOT_BUILT = "it was not built: there was no C compiler, or no header of Python, when walpool was installed"
 
 
-def run(*command: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "WALPOOL_PURE": "", **environment},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    variables = {**os.environ, "WALPOOL_PURE": "", **environment}
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -47,10 +40,11 @@ def built_with(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sdist(built_with: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdist")
-    words = ["setup.py", "-q", "egg_info", "--egg-base", folder, "sdist", "--dist-dir", folder]
-    run(sys.executable, *words, PYTHONPATH=str(built_with))
-    (made,) = folder.glob("*.tar.gz")
+    """Of a copy: setuptools writes where it works, and other tests run here."""
+    copy = tmp_path_factory.mktemp("sdist") / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist"))
+    run(sys.executable, "setup.py", "-q", "sdist", cwd=copy, PYTHONPATH=str(built_with))
+    (made,) = (copy / "dist").glob("*.tar.gz")
     return made
 
 
