@@ -3,6 +3,7 @@
     WALWriter, Batch         append; SyncMode says what an append has survived, Retention what may go
     WALReader                read and follow; RecoveryMode says what damage does
     WALMetrics, Snapshot     look at what the log and each writer do, from any process
+    lsn_at                   the LSN with which a moment began
     copy, checkpoint         a copy that is whole, of a log in use; what is not needed any more
     core_in_use              whether the compiled core runs: `walpool doctor` says why not
     WALError                 base of all errors; each says what to do then: retry, reopen or stop
@@ -35,6 +36,7 @@ from walpool.opening.survey import Place
 from walpool.options import RecoveryMode, Retention, SyncMode
 from walpool.read.reader import WALReader
 from walpool.read.reading import ReadBatch, ReaderStats
+from walpool.read.when import lsn_at
 from walpool.shared.control import ControlUnusable
 from walpool.shared.figures.fields import Failures, ReaderRow, WriterRow
 from walpool.shared.figures.histogram import Histogram
@@ -91,4 +93,5 @@ __all__ = [
     "copy",
     "core_in_use",
     "flush_at_signals",
+    "lsn_at",
 ]

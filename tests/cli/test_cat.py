@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import signal
+import time
 from base64 import b64decode
 from pathlib import Path
 
 import pytest
 
 from walpool import SyncMode, WALWriter
+from walpool.system.calls import calls
 
 from .conftest import Run, Start, assert_no_traceback
 
@@ -149,3 +151,55 @@ def test_damage_ends_it_behind_what_is_intact(run: Run, log: Path) -> None:
     assert ended.code == 1
     assert 40 < len(ended.text.splitlines()) < 60
     assert "Traceback" not in ended.err and "damage" in ended.err
+
+
+@pytest.fixture
+def aged(log: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Entries of two hours, one hour, five minutes ago and of now."""
+    now_ns = time.time_ns()
+    for seconds in (7200, 3600, 300, 0):
+        monkeypatch.setattr(calls, "time_ns", lambda at=now_ns - seconds * 10**9: at)
+        with WALWriter(log) as writer:
+            writer.put(b"seconds ago", b"%d" % seconds)
+    monkeypatch.undo()
+    return log
+
+
+@pytest.mark.parametrize(
+    ("words", "lsns"),
+    [
+        (["--since", "10m"], [3, 4]),
+        (["--since", "90m"], [2, 3, 4]),
+        (["--since", "3h"], [1, 2, 3, 4]),
+        (["--since", "1d", "--until", "10m"], [1, 2]),
+        (["--until", "600s"], [1, 2]),
+        (["--until", "1970-01-01"], []),
+        (["--since", "2100-01-01T12:00"], []),
+        (["--from", "2", "--until", "2100-01-01T12:00:00+01:00"], [2, 3, 4]),
+    ],
+)
+def test_from_and_to_a_time(run: Run, aged: Path, words: list[str], lsns: list[int]) -> None:
+    assert [int(line.split("\t")[0]) for line in run("cat", aged, *words).text.splitlines()] == lsns
+
+
+def test_follow_since_a_time(start: Start, aged: Path) -> None:
+    running = start("cat", aged, "--follow", "--retry", "--since", "10m")
+    assert running.process.stdout is not None
+    assert [running.process.stdout.readline().split(b"\t")[0] for _ in range(2)] == [b"3", b"4"]
+    running.process.send_signal(signal.SIGINT)
+    assert running.wait().code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--since", "yesterday"], "no moment: use 30s, 10m, 2h or 1d"),
+        (["--since", "5x"], "no moment"),
+        (["--since", "10m", "--from", "3"], "both say where to begin"),
+        (["--until", "10m", "--follow"], "where to end"),
+    ],
+)
+def test_times_that_say_nothing_are_refused(run: Run, aged: Path, words: list[str], says: str) -> None:
+    ended = run("cat", aged, *words)
+    assert ended.code == 2
+    assert says in ended.err

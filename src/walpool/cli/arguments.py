@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from datetime import datetime
 from enum import Enum
 from typing import TypeVar
 
 from walpool.options import MAX_SIZE_LIMIT
+from walpool.read.when import nanoseconds
+from walpool.system import clock
 
+AGO = {"s": 1, "m": 60, "h": 3600, "d": 86_400}  # seconds
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 MIN_SIZE_LIMIT = 4096
 MOST_DIGITS = 40  # Python refuses to read thousands of them
@@ -52,6 +56,19 @@ def seconds(least: float = 0.0, most: float | None = None) -> Callable[[str], fl
         return value
 
     return parse
+
+
+def moment(text: str) -> int:
+    """Ns since the epoch: `10m` ago (s, m, h or d), or a date and time as in ISO 8601, local without a zone."""
+    count, unit = text[:-1], text[-1:]
+    try:
+        if unit in AGO and _is_number(count):
+            return clock.time_ns() - int(count) * AGO[unit] * 10**9
+        return nanoseconds(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
+        raise ArgumentTypeError(
+            f"{text!r} is no moment: use 30s, 10m, 2h or 1d for so long ago, or a time such as 2026-11-27T12:00"
+        ) from None
 
 
 def size(text: str) -> int:

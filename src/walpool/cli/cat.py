@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from walpool import LogNotFound, LSNUnavailable, Operation, WALEntry, WALReader
+from walpool import LogNotFound, Operation, WALEntry, WALReader, lsn_at
 from walpool.cli import arguments
 from walpool.cli.exits import CommandError, Exit, describe
 from walpool.cli.output import json_line, text_line, warn
@@ -33,6 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LSN",
         help="the first LSN to print (default: the first there is)",
     )
+    parser.add_argument(
+        "--since",
+        type=arguments.moment,
+        metavar="TIME",
+        help="begin with what was appended then: 30s, 10m, 2h or 1d ago, or a time such as 2026-11-27T12:00",
+    )
+    parser.add_argument(
+        "--until", type=arguments.moment, metavar="TIME", help="end before what was appended then; not with --follow"
+    )
     parser.add_argument("--follow", "-f", action="store_true", help="go on as the log grows, until Ctrl-C")
     parser.add_argument(
         "--retry", action="store_true", help="with --follow: wait for a log that is not there, and open it again"
@@ -47,8 +56,15 @@ def run(args: argparse.Namespace) -> Exit:
     out = sys.stdout.buffer
     if args.retry and not args.follow:
         raise CommandError(Exit.USAGE, "--retry goes with --follow")
+    if args.until is not None and args.follow:
+        raise CommandError(Exit.USAGE, "--until says where to end, and --follow not to")
+    if args.since is not None:
+        if args.start is not None:
+            raise CommandError(Exit.USAGE, "--from and --since both say where to begin: give one of them")
+        args.start = _at(args.log, args.since, wait=args.retry)
     if not args.follow:
-        with _reader(args.log, args.start) as reader:
+        end = None if args.until is None else lsn_at(args.log, args.until)
+        with WALReader(args.log, args.start, end) as reader:
             for entry in reader:
                 out.write(form(entry))  # damage ends the reading, and what stands before it is written all the same
         return Exit.OK
@@ -62,7 +78,7 @@ def run(args: argparse.Namespace) -> Exit:
 
 
 def _follow(log: str, start: int | None) -> Iterator[WALEntry]:
-    with _reader(log, start) as reader:
+    with WALReader(log, start) as reader:
         yield from reader.follow()
 
 
@@ -84,13 +100,14 @@ def _by_name(log: str, start: int | None) -> Iterator[WALEntry]:
         clock.sleep(LOOK_AGAIN_S)
 
 
-def _reader(log: str, start: int | None) -> WALReader:
+def _at(log: str, when_ns: int, *, wait: bool) -> int | None:
+    """The LSN to begin with; None: with the first entry of a log that is not there yet, when that is waited for."""
     try:
-        return WALReader(log, start=start or 1)
-    except LSNUnavailable as error:
-        if start is not None:
-            raise
-        return WALReader(log, start=error.first_available)
+        return lsn_at(log, when_ns)
+    except LogNotFound:
+        if wait:
+            return None
+        raise
 
 
 def _text(entry: WALEntry) -> bytes:

@@ -13,6 +13,7 @@ from walpool.options import RecoveryMode
 from walpool.read.cursor import Start
 from walpool.read.follow import follow
 from walpool.read.reading import ReadBatch, ReaderStats, Reading
+from walpool.read.when import Moment, find_lsn, nanoseconds
 from walpool.read.window import INITIAL_CAPACITY
 
 
@@ -37,6 +38,8 @@ class WALReader(Generic[B]):
         start (default None): the first LSN that is wanted, also one that is yet to come; None is the first entry there
             is, "end" is what is appended from now on.
         end (default None): the LSN before which reading ends; None reads as far as the log goes.
+        since (default None): instead of `start`: ns since the epoch, or a datetime; begins with what was appended then
+            or later, as `lsn_at` finds it.
         mode (default RecoveryMode.TOLERATE_TAIL): what damage does. TOLERATE_TAIL ends at a torn tail, and raises
             CorruptLog for damage before intact or durable frames; STRICT raises for both; POINT_IN_TIME ends at the
             first; SALVAGE skips what is damaged.
@@ -61,6 +64,7 @@ class WALReader(Generic[B]):
         start: Start = None,
         end: int | None = None,
         *,
+        since: Moment | None = None,
         mode: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
         initial_capacity: int = INITIAL_CAPACITY,
         zero_copy: Literal[False] = False,
@@ -73,6 +77,7 @@ class WALReader(Generic[B]):
         start: Start = None,
         end: int | None = None,
         *,
+        since: Moment | None = None,
         mode: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
         initial_capacity: int = INITIAL_CAPACITY,
         zero_copy: Literal[True],
@@ -85,6 +90,7 @@ class WALReader(Generic[B]):
         start: Start = None,
         end: int | None = None,
         *,
+        since: Moment | None = None,
         mode: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
         initial_capacity: int = INITIAL_CAPACITY,
         zero_copy: bool,
@@ -96,11 +102,16 @@ class WALReader(Generic[B]):
         start: Start = None,
         end: int | None = None,
         *,
+        since: Moment | None = None,
         mode: RecoveryMode = RecoveryMode.TOLERATE_TAIL,
         initial_capacity: int = INITIAL_CAPACITY,
         zero_copy: bool = False,
         pin: bool = False,
     ) -> None:
+        if since is not None:
+            if start is not None:
+                raise ValueError("start and since both say where to begin: give one of them")
+            start = find_lsn(path, nanoseconds(since), RecoveryMode(mode))
         self._reading: Reading[B] = Reading(path, start, end, mode, initial_capacity, zero_copy, pin)
 
     # Reading

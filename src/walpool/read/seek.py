@@ -1,36 +1,95 @@
-"""Seek: find a place in a segment at or before an LSN without reading all that comes before.
+"""Seek: find a place in a segment at or before an LSN, or a time, without reading all that comes before.
 
-Holds: the answer is where an intact frame with an LSN at most the wanted one starts; it may be a frame inside a
-payload (somebody logged a log), so a reader that then meets anything but frames reads the segment from its start.
+Only headers of frames are looked at: the body of a large batch takes longer to read than all else. So the answer is a
+hint: what stands there may only claim to be a frame, or may be one inside of a payload (somebody logged a log). Holds:
+a reader that then meets anything but frames reads the segment from its start.
 """
 
-from walpool.format.frame import FRAME_BYTES, Frame, read_frame
+from collections.abc import Callable
+from typing import NamedTuple
+
+from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, FRAME_REST
+from walpool.format.names import MAX_LSN
 from walpool.shared.catalog import Segment
 
 PROBE_BYTES = 1 << 16
 FALSE_MARKERS = 64  # in one probe; then the bytes are hostile, and reading from the start is no worse
+STEPS = 3  # from a frame to the next, before a probe that goes further
+
+
+class Head(NamedTuple):
+    """What the header of a frame claims."""
+
+    offset: int
+    end: int
+    first_lsn: int
+    appended_at: int
 
 
 def seek(segment: Segment, lsn: int, limit: int) -> tuple[int, int]:
-    """(offset, first LSN) of a frame at or before `lsn`, by binary search over offsets below `limit`."""
-    header = segment.header
-    best = header.entries_offset, header.first_lsn
-    low, high = header.entries_offset, limit
-    while high - low > PROBE_BYTES:
-        middle = (low + high) // 2
-        found = _first_frame(segment, middle, high, limit)
-        if found is None or found[1].first_lsn > lsn:
-            high = middle
-        elif found[1].first_lsn < best[1]:
-            break  # LSNs rise from front to back: this frame is in a payload
+    """(offset, first LSN) of a frame at or before `lsn` that starts below `limit`."""
+    found = last_head(segment, limit, lambda head: head.first_lsn, lsn)
+    if found is None:
+        return segment.header.entries_offset, segment.header.first_lsn
+    return found.offset, found.first_lsn
+
+
+def last_head(
+    segment: Segment, limit: int, key: Callable[[Head], int], most: int, *, only_first: bool = False
+) -> Head | None:
+    """The last frame below `limit`, or the first, whose `key` is at most `most`; None: there is none. Keys never fall.
+
+    By probes in the middle and, each second time, where the frame would be if keys rose evenly.
+    """
+    first = _head(segment, segment.header.entries_offset, limit)
+    if first is None or key(first) > most:
+        return None
+    if only_first:
+        return first
+    best = first
+    high = limit
+    turn = 0
+    while True:
+        turn += 1
+        for _ in range(STEPS):
+            following = _head(segment, best.end, limit)
+            if following is None or key(following) > most:
+                return best
+            best = following
+        low = best.end
+        if high - low <= PROBE_BYTES:
+            return best
+        at = (low + high) // 2
+        if turn % 2 == 0 and key(best) > key(first):
+            even = best.offset + (most - key(best)) * (best.offset - first.offset) // (key(best) - key(first))
+            at = min(max(low, even - PROBE_BYTES), high - PROBE_BYTES)
+        found = _first_head(segment, at, high, limit)
+        if found is None or key(found) > most:
+            high = at
+        elif found.first_lsn < best.first_lsn:
+            return best  # LSNs rise from front to back: this frame is in a payload
         else:
-            best = found[0], found[1].first_lsn
-            low = found[0] + found[1].end
-    return best
+            best = found
 
 
-def _first_frame(segment: Segment, start: int, end: int, limit: int) -> tuple[int, Frame] | None:
-    """The first intact frame that starts in [start, end), however large it is, and where."""
+def _head(segment: Segment, offset: int, limit: int) -> Head | None:
+    """What a frame at `offset` claims, if one may stand there."""
+    data = segment.file.read(FRAME_BYTES, offset) if limit - offset >= FRAME_BYTES else b""
+    if len(data) < FRAME_BYTES or FRAME_PREFIX.unpack_from(data)[0] != segment.header.marker:
+        return None
+    body_bytes: int
+    entries: int
+    first_lsn: int
+    appended_at: int
+    body_bytes, entries, first_lsn, appended_at, *_ = FRAME_REST.unpack_from(data, FRAME_PREFIX.size)
+    end = offset + FRAME_BYTES + body_bytes
+    if end > limit or not entries or not segment.header.first_lsn <= first_lsn <= MAX_LSN - entries:
+        return None
+    return Head(offset, end, first_lsn, appended_at)
+
+
+def _first_head(segment: Segment, start: int, end: int, limit: int) -> Head | None:
+    """The first that starts in [start, end) and has another, the end, or zeros behind it."""
     needle = segment.header.marker.to_bytes(4, "little")
     tries = 0
     for base in range(start, end, PROBE_BYTES):
@@ -40,12 +99,8 @@ def _first_frame(segment: Segment, start: int, end: int, limit: int) -> tuple[in
             tries += 1
             if tries > FALSE_MARKERS:
                 return None
-            offset = base + at
-            head = segment.file.read(FRAME_BYTES, offset)
-            size = FRAME_BYTES + int.from_bytes(head[8:12], "little")
-            if size <= limit - offset:
-                found = read_frame(segment.file.read(size, offset), 0, segment.header.marker, 0)
-                if isinstance(found, Frame) and found.first_lsn >= segment.header.first_lsn:
-                    return offset, found
+            head = _head(segment, base + at, limit)
+            if head is not None and segment.file.read(len(needle), head.end) in (needle, bytes(4), b""):
+                return head
             at = probe.find(needle, at + 1)
     return None
