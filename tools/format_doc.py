@@ -93,7 +93,9 @@ def render() -> str:
 Little-endian. This page is written from the code by `tools/format_doc.py`, and a test compares the two.
 
 A log is a directory. A segment is a file named by its first LSN, 20 digits: `{names.segment_name(482113)}`.
-A segment's frames count only up to the next segment's first LSN; whatever lies behind them is evidence, not data.
+A segment's frames count only up to the LSN in the next segment's name, also where that one's header cannot be read;
+whatever lies behind them is evidence, not data. A header that states another first LSN than the name is not the file's:
+it was in these blocks before, and what it states of durability does not count.
 
 ## Segment header
 

@@ -28,6 +28,7 @@ import walpool
 from tests.crash.proof import repeatable
 from tests.crash.taps import Call, tapped, untapped
 from tests.crash.witness import Witness
+from tests.oracle import second
 from tests.support import Ack, append_op, judge, open_fds
 from walpool import CorruptLog, SyncFailed, SyncMode, WALError, WALReader, WALWriter
 from walpool.system.locks import try_lock
@@ -257,6 +258,7 @@ class Case:
             entries = reader.read_all()
         self.witness.holds(entries, first_lsn)
         judge(entries, {"w": [ack for ack in self.acks if ack.first_lsn >= first_lsn]}, {"w": self.in_doubt}, first_lsn)
+        second.agree(self.log, entries, exact=False)
 
 
 def _wait_for_helpers() -> None:
@@ -383,7 +385,7 @@ def play(folder: Path, faults: Iterable[Fault], progress: Callable[[str], object
         case, met = run(folder, fault)
         assert not case.wrong, f"{fault}:\n" + "\n".join(case.wrong)
         if met:
-            found.update({"errors": 1, f"errors: {fault.name}": 1, "refused": case.failed})
+            found.update({"errors": 1, f"errors: {fault.name}": 1, "refused": case.failed, "judged by the oracle": 1})
         if at % 100 == 99:
             progress(f"{at + 1} faults")
     return found

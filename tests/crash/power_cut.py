@@ -28,6 +28,7 @@ from unittest.mock import patch
 from tests.crash.disk import PAGE, SECTOR, Disk, Event, Image, Model, Recorder
 from tests.crash.taps import untapped
 from tests.crash.witness import Witness
+from tests.oracle import second
 from tests.support import append_op, entries_of, run_threads
 from walpool import Retention, SyncMode, WALEntry, WALError, WALReader, WALWriter
 from walpool.format.names import SLOTS_LOCK
@@ -453,9 +454,12 @@ def after_a_reboot() -> Iterator[None]:
 
 def check(log: Path, entries: Sequence[WALEntry], promise: Promise, *, metrics: bool, again: bool) -> None:
     """Open the log as after a reboot, and compare; append to it; and `again`, after another reboot."""
+    left = second.files_of(log)
+    next_lsn = second.after_a_cut(left, entries[: promise.most], promise.durable_lsn, promise.checkpoint_begun)
     with after_a_reboot(), WALWriter(log, metrics=metrics) as writer:
         first_lsn, found = _read(log)
         last_lsn = first_lsn + len(found) - 1
+        assert next_lsn in (None, last_lsn + 1), f"the log ends at {last_lsn}, the oracle expects {next_lsn} next"
         assert found == list(entries[first_lsn - 1 : last_lsn]), _difference(found, entries, first_lsn)
         assert last_lsn >= promise.durable_lsn, f"durable was LSN {promise.durable_lsn}, the log ends at {last_lsn}"
         assert last_lsn <= promise.most, f"{promise.most} entries were begun, there are {last_lsn}"
@@ -470,9 +474,10 @@ def check(log: Path, entries: Sequence[WALEntry], promise: Promise, *, metrics: 
         afterwards = append_op(writer, "after", 6)
         assert afterwards.start == last_lsn + 1, f"after LSN {last_lsn} comes {afterwards.start}"
         assert writer.sync() == afterwards.stop - 1
+    found += [entry._replace(lsn=lsn) for lsn, entry in zip(afterwards, entries_of("after", 6), strict=True)]
+    second.agree(log, found)
     if not again:
         return
-    found += [entry._replace(lsn=lsn) for lsn, entry in zip(afterwards, entries_of("after", 6), strict=True)]
     with after_a_reboot(), WALWriter(log, metrics=metrics):
         assert _read(log) == (first_lsn, found), "recovered again, it is another log"
 
@@ -548,6 +553,7 @@ class Explorer:
         check(root / trace.log, trace.entries, promise, metrics=chance.random() < METRICS_SHARE, again=again)
         shutil.rmtree(root)
         self.counts["recoveries"] += 1 + again
+        self.counts["judged by the oracle"] += 1
 
     def _cut_the_recovery(
         self, image: Image, trace: Trace, promise: Promise, chance: random.Random, sector: int

@@ -31,6 +31,7 @@ from typing import Any
 
 from tests.crash.sweep import in_child
 from tests.crash.taps import Call, tapped
+from tests.oracle import second
 from tests.support import Ack, Channel, Child, Ledger, judge, read_log, reap, until
 from walpool import SyncMode, WALEntry, WALError, WALWriter
 from walpool.system import processes
@@ -157,6 +158,7 @@ def cut_again_and_again(channel: Channel, folder: Path, seed: int, cuts: int, ki
             counts[mode.value] += len(theirs)
             counts[f"{mode.value} {'too late' if mode is SyncMode.FULL else 'lost'}"] += len(theirs) - len(kept)
         judge(entries, told, in_doubt)
+        second.agree(log, entries)
         counts["cuts"] += 1
     disk.close()
     for acks in folder.glob("acks*"):

@@ -29,6 +29,7 @@ from tests.crash.proof import repeatable
 from tests.crash.scripts import ANSWER, BUFFERED, CHECKPOINT, END, KEPT, LIMIT, Prepare, Script, teller
 from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, stores, tapped, told_of_stores
 from tests.crash.witness import Witness
+from tests.oracle import second
 from tests.support import DEADLINE_S, Ack, append_op, judge, reap
 from walpool import Retention, WALReader, WALWriter
 
@@ -111,6 +112,7 @@ def prove(folder: Path, seed: int, count: int, progress: Progress = lambda _: No
                 tally = sweep(folder, SCENES[name], kind, chance, wanted, progress)
                 found.update({"kills": tally.died, f"kills: {name}, {kind}": tally.died})
                 found["acknowledged operations"] += tally.acknowledged
+                found["judged by the oracle"] += tally.points
                 wanted -= tally.died
     return found
 
@@ -379,6 +381,7 @@ class _Peer:
             entries = reader.read_all()
         judge(entries, {author: acks, f"after-{author}": mine}, {author: doubt}, first_lsn=self._next_lsn)
         self._witness.look().holds(entries, self._next_lsn)
+        second.agree(self._log, entries, exact=False, from_lsn=self._next_lsn)
         self._next_lsn += len(entries)
 
     def check_all(self, log: Path, scene: Scene, acks: dict[str, list[Ack]], doubt: range) -> None:
@@ -394,6 +397,7 @@ class _Peer:
             entries = reader.read_all()
         judge(entries, acks, {mine: doubt}, first_lsn)
         self._witness.look().holds(entries, first_lsn)
+        second.agree(log, entries, exact=False)
         with WALWriter(log, retention=Retention(max_segments=1) if scene.pins else None) as writer:
             assert writer.recovery_report is None, f"the log needs another recovery: {writer.recovery_report}"
             if scene.pins:

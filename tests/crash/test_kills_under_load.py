@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.sweep import in_child
+from tests.oracle import second
 from tests.processes import workers
 from tests.support import Ack, Channel, Ledger, Start, append_op, judge, read_log, reap, until
 from walpool import SyncMode, WALWriter
@@ -63,6 +64,7 @@ def judge_after_kills(log: Path, acks: Path) -> None:
     told: dict[str, list[Ack]] = Ledger.read_all(acks)
     entries = read_log(log)
     judge(entries, told, {name: [theirs[-1].op + 1 if theirs else 0] for name, theirs in told.items()})
+    second.agree(log, entries, exact=False)
 
 
 def kill_one_after_another(channel: Channel, log: Path, acks: Path, seed: int, rounds: int) -> None:

@@ -6,12 +6,11 @@ Nothing of walpool is imported. A finding is a line that begins with its kind an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import zip_longest
-from pathlib import Path
 
-from tests.oracle.reader import Ending, Entry, Frame, Segment, read_log
+from tests.oracle.reader import Ending, Entry, Frame, Log, Segment, read_log
 
 Row = tuple[str, bytes, bytes]  # "put" or "delete", key, value
 Batch = Sequence[Row]
@@ -28,7 +27,7 @@ class State(Enum):
 
 
 def judge(
-    log: Path | Mapping[str, bytes],
+    log: Log,
     acknowledged: Iterable[tuple[int, Batch]] = (),
     in_doubt: Iterable[Batch] | None = None,
     *,
@@ -46,7 +45,7 @@ def judge(
         first_lsn: the first entry that retention has left. None: whatever the first segment says.
     """
     segments = read_log(log)
-    findings = [*names_and_headers(segments), *order(segments), *joints(segments, state)]
+    findings = [*headers(segments, state), *order(segments), *joints(segments, state)]
     findings += [
         f"size: {s.name} has {s.size} bytes" for s in segments if size_limit is not None and s.size > size_limit
     ]
@@ -71,7 +70,7 @@ def joined(segment: Segment, following: Segment) -> bool:
     return segment.header is not None and segment.next_lsn == following.first_lsn
 
 
-def end_after_recovery(log: Path | Mapping[str, bytes]) -> int | None:
+def end_after_recovery(log: Log) -> int | None:
     """The LSN that the next entry gets once a writer has recovered the log, by default; None where it refuses."""
     segments = read_log(log)
     for segment, following in zip_longest(segments, segments[1:]):
@@ -90,17 +89,14 @@ def vouched(segments: Sequence[Segment], lsn: int) -> bool:
     return max(headers + frames, default=0) >= lsn
 
 
-def names_and_headers(segments: Sequence[Segment]) -> Iterator[str]:
-    sequence, markers = 0, Counter(segment.header.marker for segment in segments if segment.header)
-    for segment in segments:
-        header = segment.header
-        if header is None:
-            continue
-        if header.sequence <= sequence:  # Not said that it counts every segment: a recovery may have moved some away.
-            yield f"sequence: {segment.name} is file {header.sequence}, behind file {sequence}"
-        if markers[header.marker] > 1:
-            yield f"marker: {segment.name} shares {header.marker:#x} with another segment"
-        sequence = header.sequence
+def headers(segments: Sequence[Segment], state: State) -> Iterator[str]:
+    found = [(segment.name, segment.header) for segment in segments if segment.header]
+    for field in ("marker", "sequence"):
+        count = Counter(getattr(header, field) for _, header in found)
+        yield from (f"{field}: {name} shares it" for name, header in found if count[getattr(header, field)] > 1)
+    numbers = [header.sequence for _, header in found]
+    if numbers and numbers[-1] != max(numbers) and state is not State.CUT:  # there a recovery may have been under way
+        yield f"sequence: the last segment is file {numbers[-1]}, and there is file {max(numbers)}"
 
 
 def order(segments: Sequence[Segment]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Reads a log as docs/format.md describes it: a second implementation that shares nothing with walpool.
 
 Plain and slow. Holds: no import of walpool, so a mistake that walpool's writer and reader share is not made here too.
-Where the document leaves a choice, a comment that begins with "Not said" names it.
+What the documents leave open is read leniently: a delete may have a value, segments need not be numbered one by one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAGIC, MAJOR = b"WALPOOL\0", 1
 HEADER_BYTES, FRAME_HEADER_BYTES, ENTRY_HEADER_BYTES = 64, 48, 16
 OPERATIONS = {1: "put", 2: "delete"}
 MAX_KEY, MAX_VALUE = 1048576, 10485760
-OWN_BYTES = 4096
+OWN_BYTES = 64
 
 
 def crc32c_table() -> list[int]:
@@ -125,16 +125,20 @@ class Segment:
         return self.frames[-1].next_lsn if self.frames else self.first_lsn
 
 
-def read_log(source: Path | Mapping[str, bytes]) -> list[Segment]:
-    """The segments of a directory, or of files given as name and bytes, in the order of their names."""
+Log = Path | Mapping[str, bytes] | list[Segment]  # a directory, files by their names, or what was read of them
+
+
+def read_log(source: Log) -> list[Segment]:
+    """Its segments in the order of their names."""
+    if isinstance(source, list):
+        return source
     if isinstance(source, Path):
         source = {path.name: path.read_bytes() for path in source.iterdir() if NAME.fullmatch(path.name)}
     segments: list[Segment] = []
     stop_lsn: int | None = None
     for name in sorted(filter(NAME.fullmatch, source), reverse=True):
         segments.append(read_segment(name, source[name], stop_lsn))
-        if segments[-1].header is not None:  # Not said whether one without a header ends those before it. It does not.
-            stop_lsn = segments[-1].first_lsn
+        stop_lsn = int(name[:20])
     return segments[::-1]
 
 
@@ -223,7 +227,6 @@ def read_entries(body: bytes, count: int, first_lsn: int) -> list[Entry] | str:
         value_at, at = key_at + key_length, key_at + key_length + value_length
         if operation is None or key_length > MAX_KEY or value_length > MAX_VALUE or at > len(body):
             return f"an entry with operation {key_word >> 28} and lengths {key_length}, {value_length}"
-        # Not said that a delete has no value. One with a value is read as it stands.
         lsn = first_lsn + len(entries)
         entries.append(Entry(lsn, operation, body[key_at:value_at], body[value_at:at], timestamp))
     return entries if 0 < count == len(entries) else f"{len(entries)} entries in a body that counts {count}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from tests.oracle import second
 from tests.support import METHODS, Ack, Channel, Child, Ledger, entries_of, judge, run_threads, until
 from walpool import LSNUnavailable, Retention, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
 
@@ -259,6 +260,7 @@ class Round:
         entries = read_rest(self.log)
         assert [seen.get(entry.lsn) for entry in entries] == [checksum(entry) for entry in entries]
         assert entries[-1].lsn == max(seen), "the log ends where the witness was"
+        second.agree(self.log, entries, exact=False)
         stated = max(results[child] for child, (what, _) in self.living.items() if what == "keep")
         assert entries[0].lsn <= stated + 1, f"removed up to {entries[0].lsn - 1}, the checkpoint is at {stated}"
         for child, (what, _) in self.living.items():

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 import walpool
 from tests.crash.faults import Killed, Trace, failing_at, killed_at, watched
 from tests.format import layout
+from tests.oracle import second
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, spans
 from tests.support import Channel, Start
 from walpool import (
@@ -43,8 +44,11 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    return tmp_path / "copy"
+def dest(tmp_path: Path) -> Iterator[Path]:
+    """Where a copy goes. Whatever is there in the end is a whole log, and nothing else is in its files."""
+    yield tmp_path / "copy"
+    if segment_files(tmp_path / "copy"):
+        second.agree(tmp_path / "copy", read(tmp_path / "copy").entries, state=second.State.CLOSED)
 
 
 def beside(dest: Path) -> set[str]:
@@ -201,6 +205,7 @@ def test_copies_beside_busy_writers_are_prefixes(tmp_path: Path, child: Start) -
     for acknowledged, report in copies:
         assert report.next_lsn > acknowledged
         assert read(Path(report.path)).entries == everything[: report.next_lsn - 1]
+        second.agree(Path(report.path), everything[: report.next_lsn - 1], state=second.State.CLOSED)
 
 
 # Retention

@@ -8,7 +8,7 @@
     16     4  header_crc      CRC32C of bytes 0-15 and 20-63
     20     4  entries_offset  64
     24     8  created_at      ns since the epoch
-    32     8  sequence        file sequence number, from 1, higher in each segment than in the one before
+    32     8  sequence        file sequence number, from 1, in the order in which segments were made
     40     8  first_lsn
     48     8  durable_lsn     durable LSN when the segment was created, below first_lsn
     56     4  marker          random, per segment, never 0: the sync marker of its frames
