@@ -398,10 +398,12 @@ BUGS = [
     Bug(
         "a pin is let go before the next is held",
         "shared/pins.py",
-        "            self._locks.share(first_lsn)  # the new one first: there is no moment without a pin\n"
-        "            if self._at:\n                self._locks.release(self._at)\n",
-        "            if self._at:\n                self._locks.release(self._at)\n"
-        "            self._locks.share(first_lsn)\n",
+        "            if not self._locks.share(first_lsn):  # the new one first: there is no moment without a pin\n"
+        "                return False\n"
+        "            if self.at:\n                self._locks.release(self.at)\n",
+        "            if self.at:\n                self._locks.release(self.at)\n"
+        "            if not self._locks.share(first_lsn):\n"
+        "                return False\n",
         "tests/shared/test_pins.py",
     ),
     Bug(

@@ -213,8 +213,7 @@ def _pin(source: Directory) -> Pin | None:
         pin = Pin(source)
     except FileNotFoundError:
         return None  # nobody has opened it yet, so nobody prunes it
-    for first_lsn in list_segments(source)[:1]:
-        pin.move(first_lsn)
+    pin.begin(partial(list_segments, source), 0)
     return pin
 
 
