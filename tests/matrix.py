@@ -21,6 +21,11 @@ SWEEP = of(
     "crash",
     test_kill_sweep="a_death_at_every_point_loses_nothing deaths_at_points_of_all_scenes_drawn_by_chance_lose_nothing",
 )
+INTERLEAVINGS = of(
+    "crash",
+    test_interleavings="an_operation_of_another_process_at_any_call_or_store_does_no_harm"
+    " an_operation_at_every_call_and_every_store_does_no_harm",
+)
 ERRORS = of(
     "crash",
     test_error_sweep="a_call_that_fails_refuses_what_it_was_for_and_leaves_nothing_behind"
@@ -65,6 +70,7 @@ ROWS: dict[str, Row] = {
     "S4": Row("another user", of("write", test_hostile_places="another_user_can_at_most_read_and_holds_nobody_up"), "skipped unless run by root"),
     "S5": Row("readers beside rotation, retention and recovery", STRESS + of("read", test_follow="a_follower_crosses_a_rotation_without_a_gap a_follower_lives_through_a_recovery")),
     "S6": Row("hostile clients of the exporter", of("cli", test_export="what_is_served silent_clients_do_not_keep_others_out_for_ever"), "10,000 connections are not made"),
+    "S7": Row("another process appends, rotates, prunes, opens, forks, ... in the middle of any operation", INTERLEAVINGS, "the other's whole operation, some two deep; not every order of single steps"),
     "R1": Row("files are removed or replaced", of("processes", test_replaced_files="a_writer_notices_soon_and_a_newcomer_is_refused_until_it_has_closed a_rotation_notices_at_once")),
     "R2": Row("network file systems", of("system", test_filesystems="a_writer_on_a_network_file_system_is_refused_and_told_what_to_do a_local_or_an_unknown_file_system_passes"), "with a fake of the system's answer: none is mounted"),
     "L1": Row("contention", of("processes", test_odd_machines="none_of_eight_writers_that_press_for_the_lock_starves"), "how fair it is, the benchmark measures: it takes a minute and a quiet machine"),

@@ -64,6 +64,8 @@ def parts(bugs: int) -> list[Part]:
              250_000, 20_000_000, "tests.crash.hostile"),
         Part("kills", "processes killed at a call, a store or a line of their own, with a survivor", 1_000, 20_000,
              "tests.crash.sweep", "kills"),
+        Part("interleavings", "operations of another process at a call or a store of the first, some two deep", 600, 20_000,
+             "tests.crash.interleavings", "interleavings"),
         Part("errors", "every call of every place with every errno, once and for ever, and short writes", 1, 60),
         Part("interrupts", "exceptions raised by a signal handler at any moment", 10_000, 40_000,
              "tests.crash.test_interrupts", "interrupts"),

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def repeatable(prove: Callable[..., object], seed: int, count: int) -> Iterator[None]:
+def repeatable(prove: Callable[..., object], seed: int, count: int, more: str = "") -> Iterator[None]:
     try:
         yield
     except AssertionError as error:
         again = (
             f"import tempfile, pathlib; from {prove.__module__} import {prove.__name__} as prove; "
-            f"prove(pathlib.Path(tempfile.mkdtemp()), {seed}, {count})"
+            f"prove(pathlib.Path(tempfile.mkdtemp()), {seed}, {count}{more})"
         )
         raise AssertionError(f'{error}\nseed {seed}; repeat with: python -c "{again}"') from None

@@ -398,10 +398,12 @@ BUGS = [
     Bug(
         "a pin is let go before the next is held",
         "shared/pins.py",
-        "            self._locks.share(first_lsn)  # the new one first: there is no moment without a pin\n"
-        "            if self._at:\n                self._locks.release(self._at)\n",
-        "            if self._at:\n                self._locks.release(self._at)\n"
-        "            self._locks.share(first_lsn)\n",
+        "            if not self._locks.share(first_lsn):  # the new one first: there is no moment without a pin\n"
+        "                return False\n"
+        "            if self.at:\n                self._locks.release(self.at)\n",
+        "            if self.at:\n                self._locks.release(self.at)\n"
+        "            if not self._locks.share(first_lsn):\n"
+        "                return False\n",
         "tests/shared/test_pins.py",
     ),
     Bug(
@@ -474,6 +476,49 @@ BUGS = [
         'counts["bytes_read"] += read - size',
         'counts["bytes_read"] += 3 * (read - size)',
         "tests/shared/test_metrics.py",
+    ),
+    # What an operation of another process in the middle shows, and witnesses
+    Bug(
+        "a writer in slot 0 is nobody",
+        "shared/slots.py",
+        "return next(alive(file), None) is not None",
+        "return any(alive(file))",
+        "tests/crash/test_kill_sweep.py -k little-store",
+    ),
+    Bug(
+        "a durable follower that finds no block looks for durable no more",
+        "read/reading.py",
+        "self.cursor.durable_lsn() if durable_only else None",
+        "self.cursor.durable_lsn() if durable_only and self.cursor.source.control is not None else None",
+        "tests/crash/test_interleavings.py -k durable-call-append",
+    ),
+    Bug(
+        "a prune does not look for pins again",
+        "upkeep/retention.py",
+        "not removal.shut_out(segments[at])",
+        "False",
+        "tests/crash/test_interleavings.py -k everything-call-pin",
+    ),
+    Bug(
+        "without a block every frame is taken for published",
+        "read/cursor.py",
+        "                if self._fresh and self._became_live():\n                    continue\n",
+        "",
+        "tests/crash/test_interleavings.py -k torn_header-store-open",
+    ),
+    Bug(
+        "a rotation goes by the state of before the lock",
+        "write/appender.py",
+        "        return self._lock.run(self._rotate)\n\n    def _rotate(self) -> bool:",
+        "        state = self._log.control.state()\n        return self._lock.run(lambda: self._rotate(state))\n\n"
+        "    def _rotate(self, state: LogState) -> bool:",
+        "tests/crash/test_interleavings.py -k rotate-call-append",
+        (
+            (
+                "        state = self._log.control.state()\n        return state.next_lsn > state.segment and bool(",
+                "        return state.next_lsn > state.segment and bool(",
+            ),
+        ),
     ),
     # What bytes show
     Bug(

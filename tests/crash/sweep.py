@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from tests.crash import scripts
 from tests.crash.proof import repeatable
 from tests.crash.scripts import ANSWER, BUFFERED, CHECKPOINT, END, KEPT, LIMIT, Prepare, Script, teller
-from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, stores, tapped, told_of_stores
+from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, kill_self, stores, tapped, told_of_stores
 from tests.crash.witness import Witness
 from tests.oracle import second
 from tests.support import DEADLINE_S, Ack, append_op, judge, reap
@@ -51,10 +51,12 @@ class Point(NamedTuple):
         part = f" at {self.part}" if self.moment == "torn" else ""
         return f"call {self.n}, {self.moment} {self.what}{part}"
 
-    def death(self) -> DieAtCall | DieAtLine | DieAtStore:
+    def death(self, act: Callable[[], object] = kill_self) -> DieAtCall | DieAtLine | DieAtStore:
         if self.what == "line":
             return DieAtLine(self.n)
-        return DieAtStore(self.n, self.moment) if self.what == "store" else DieAtCall(self.n, self.moment, self.part)
+        if self.what == "store":
+            return DieAtStore(self.n, self.moment, act)
+        return DieAtCall(self.n, self.moment, self.part, act)
 
 
 class Scene(NamedTuple):
@@ -125,7 +127,7 @@ def sweep(folder: Path, scene: Scene, kind: str, chance: random.Random | None, s
     gc.freeze()  # what is here now is shared with every victim: no collection of theirs looks at it
     place = folder / "sweep"
     place.mkdir()
-    points = _points(scene, kind, place)
+    points = points_of(scene, kind, place)
     if chance is not None:
         points = [point._replace(part=chance.random()) for point in chance.choices(points, k=share)]
     running = Sweep(place, scene, progress)
@@ -142,7 +144,7 @@ def sweep(folder: Path, scene: Scene, kind: str, chance: random.Random | None, s
     return tally
 
 
-def _points(scene: Scene, kind: str, place: Path) -> list[Point]:
+def points_of(scene: Scene, kind: str, place: Path) -> list[Point]:
     """How many there are shows when nobody dies."""
 
     def dry() -> list[Point]:
@@ -152,7 +154,7 @@ def _points(scene: Scene, kind: str, place: Path) -> list[Point]:
         else:
             WALWriter(log, size_limit=LIMIT).close()  # as the survivor does
         death: Any = Point(kind, 0, "before").death()
-        _run_with(death, lambda: scene.script(log, f"{scene.author}0", lambda *_: None))
+        run_with(death, lambda: scene.script(log, f"{scene.author}0", lambda *_: None))
         if kind == "line":
             return [Point("line", n) for n in range(1, death.count + 1)]
         if kind == "store":
@@ -230,7 +232,7 @@ class Sweep:
         pid = os.fork()
         if pid == 0:
             os.close(read_end)
-            in_child(lambda: _run_with(point.death(), lambda: self._scene.script(log, author, teller(write_end))))
+            in_child(lambda: run_with(point.death(), lambda: self._scene.script(log, author, teller(write_end))))
         os.close(write_end)
         told = b""
         try:
@@ -255,7 +257,7 @@ class Sweep:
         return Tally(self._rounds, self._died, self._acknowledged)
 
 
-def _run_with(counter: DieAtLine | DieAtStore | DieAtCall, run: Callable[[], None]) -> None:
+def run_with(counter: DieAtLine | DieAtStore | DieAtCall, run: Callable[[], None]) -> None:
     if isinstance(counter, DieAtCall):
         with tapped(counter):
             run()

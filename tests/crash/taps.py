@@ -73,12 +73,16 @@ MOMENTS = {  # of a call, at which dying makes a difference; everywhere else `af
 
 
 class DieAtCall:
-    """Die at the n-th call: before it, after it, or, for a write, when `part` of it is done. `names`: those seen."""
+    """Die at the n-th call: before it, after it, or, for a write, when `part` of it is done. `names`: those seen.
 
-    def __init__(self, n: int, moment: str, part: float = 0.5) -> None:
+    Or do something else there, `act`, and go on.
+    """
+
+    def __init__(self, n: int, moment: str, part: float = 0.5, act: Callable[[], object] = kill_self) -> None:
         self.n = n
         self.moment = moment
         self.part = part
+        self.act = act
         self.names: list[str] = []
 
     def __call__(self, name: str, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -89,8 +93,11 @@ class DieAtCall:
             fd, data, offset = args
             call(fd, bytes(data)[: int(len(data) * self.part)], offset)
         elif self.moment != "before":
-            call(*args, **kwargs)
-        kill_self()
+            result = call(*args, **kwargs)
+            self.act()
+            return result
+        self.act()
+        return call(*args, **kwargs)
 
 
 _SOURCE = str(Path(walpool.__file__).parent)
@@ -126,11 +133,12 @@ class DieAtLine:
 
 
 class DieAtStore:
-    """Die just before or just after the n-th store into words that other processes see."""
+    """Die just before or just after the n-th store into words that other processes see; or do something else there."""
 
-    def __init__(self, n: int, moment: str) -> None:
+    def __init__(self, n: int, moment: str, act: Callable[[], object] = kill_self) -> None:
         self.n = n
         self.moment = moment
+        self.act = act
         self.count = 0
         self.places: set[tuple[str, int]] = set()  # file and line of the stores that were counted
         self._stores = stores()
@@ -152,14 +160,18 @@ class DieAtStore:
 
     def _step(self, lines: frozenset[int], offsets: frozenset[int], frame: FrameType, event: str, arg: Any) -> None:
         if self.n and self.count == self.n:
-            kill_self()  # the store was the instruction before this
+            self._act()  # the store was the instruction before this
         if event == "line":
             frame.f_trace_opcodes = frame.f_lineno in lines  # only there: each event costs
         elif event == "opcode" and frame.f_lasti in offsets:
             self.count += 1
             self.places.add((frame.f_code.co_filename, frame.f_lineno))
             if self.count == self.n and self.moment == "before":
-                kill_self()
+                self._act()
+
+    def _act(self) -> None:
+        self.n = 0  # once
+        self.act()
 
 
 def told_of_stores() -> None:

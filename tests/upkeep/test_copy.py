@@ -12,6 +12,7 @@ import pytest
 
 import walpool
 from tests.crash.faults import Killed, Trace, failing_at, killed_at, watched
+from tests.crash.scripts import after_a_failed_sync
 from tests.format import layout
 from tests.oracle import second
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, spans
@@ -456,3 +457,27 @@ def test_copying_gives_every_descriptor_back(log: Path, dest: Path, linux: None)
     with pytest.raises(UnsafeLog):
         walpool.copy(log, dest)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_copy_in_the_moment_of_a_recovery_begins_again(memory: Path) -> None:
+    """At each file that the copy opens. After a failed sync, a recovery writes segments anew, under other names."""
+    number, came = 0, True
+    while came:
+        log, came, opened = memory / f"{number}", False, 0
+        after_a_failed_sync(log, lambda *_: None)
+
+        def recover(now: int, name: str, log: Path = log, at: int = number) -> None:
+            nonlocal came, opened
+            if name == "open" and not came:
+                opened += 1
+                if opened > at:
+                    came = True
+                    WALWriter(log).close()
+
+        with watched(recover):
+            walpool.copy(log, memory / "copy")
+        assert read(memory / "copy") == read(log)
+        shutil.rmtree(memory / "copy")
+        shutil.rmtree(log)
+        number += 1
+    assert number > 10

@@ -477,6 +477,44 @@ def test_a_segment_whose_end_cannot_be_found_counts_whole(tmp_path: Path) -> Non
     assert (report.removed, report.bytes) == ((1,), len(data) + 5000)
 
 
+def test_a_reader_that_pins_in_the_middle_of_a_prune_misses_nothing(tmp_path: Path) -> None:
+    """At each call of the prune. What is being removed when it opens is gone for it, and nothing behind that."""
+    number = 0
+    while pin_in_the_middle_of_a_prune(tmp_path / f"{number}", number):
+        number += 1
+    assert number > 30
+
+
+def pin_in_the_middle_of_a_prune(log: Path, number: int) -> bool:
+    """Whether the prune has so many calls."""
+    readers: list[WALReader] = []
+    lsns: list[int] = []
+    came = False
+
+    def pin(now: int, name: str) -> None:
+        nonlocal came
+        if now == number and not came:
+            came = True
+            readers.append(WALReader(log, pin=True))
+            entry = readers[0].read_entry()
+            assert entry is not None
+            lsns.append(entry.lsn)
+
+    with WALWriter(log, size_limit=400) as writer:
+        fill(writer, 12)
+        writer.rotate()
+        writer.checkpoint(12)
+        fill(writer, 1)
+        with watched(pin):
+            report = writer.prune()
+        assert report.removed or report.held_by_pins
+        for reader in readers:
+            lsns += [entry.lsn for entry in reader.read_all()]
+            reader.close()
+            assert lsns == list(range(lsns[0], 14))
+    return came
+
+
 def test_a_log_stays_the_same_log_though_its_id_cannot_be_read(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or every reader would hear that another log was made in its place."""
     with WALWriter(log, size_limit=600) as writer, WALReader(log) as reader:

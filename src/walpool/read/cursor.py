@@ -53,7 +53,7 @@ class Cursor:
         self.start = 1 if start is None else self.next_lsn() if start == "end" else start
         if pin:
             self._pin = self.source.pin(self.start)
-        first = self.source.segments()[0]
+        first = max(self.source.segments()[0], self._pin.at if self._pin is not None else 0)  # what goes is gone
         if start is None or self.source.only is not None:
             self.start = max(self.start, first)
         elif self.start < first:

@@ -126,8 +126,7 @@ class Source:
             pin = Pin(self.directory)
         except FileNotFoundError:
             return None
-        segments = self.segments()
-        pin.move(max((first for first in segments if first <= start), default=segments[0]))
+        pin.begin(self.segments, start)
         return pin
 
     def check_place(self) -> None:

@@ -232,19 +232,22 @@ class ByteLocks:
             raise typed_error(error, self._file.path) from error
         return True
 
-    def share(self, byte: int) -> None:
-        """Hold a byte together with others that share it; nobody holds it alone. Needs only a readable file."""
+    def share(self, byte: int) -> bool:
+        """Hold a byte together with others that share it; False while one has it alone. Needs only a readable file."""
         try:
             calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_RDLCK, byte, 1))
         except OSError as error:
+            if error.errno in _BUSY:
+                return False
             raise typed_error(error, self._file.path) from error
+        return True
 
     def release(self, byte: int) -> None:
         with typed_errors(self._file.path):
             calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte, 1))
 
-    def held_by_others(self, bytes_end: int) -> Iterator[int]:
-        """Bytes below `bytes_end` that another open file description holds, in order."""
+    def held_by_others(self, bytes_end: int, *, shared: bool = False) -> Iterator[int]:
+        """Bytes below `bytes_end` that another open file description holds, in order; or those that it shares."""
         ranges = [(0, bytes_end)]
         while ranges:
             low, high = ranges.pop()
@@ -262,7 +265,8 @@ class ByteLocks:
             if first > low:
                 ranges += [(end, high), (first, end), (low, first)]  # what is lower comes first
                 continue
-            yield from range(first, end)
+            if kind == fcntl.F_RDLCK or not shared:
+                yield from range(first, end)
             ranges.append((end, high))
 
 

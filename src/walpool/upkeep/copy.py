@@ -192,7 +192,8 @@ def _fill(source: Directory, work: Directory, progress: Progress) -> _Made:
             if pin is not None:
                 pin.close()
         if made is None:
-            continue  # retention has removed all that there was
+            _clear(work)
+            continue  # retention has removed all that there was, or a recovery has made the log another one
         if checkpoint:
             write_checkpoint(work, checkpoint, made[1])
         write_origin(work, new_origin(made[0].first_lsn), made[1], durable=True)  # an id of its own
@@ -213,8 +214,7 @@ def _pin(source: Directory) -> Pin | None:
         pin = Pin(source)
     except FileNotFoundError:
         return None  # nobody has opened it yet, so nobody prunes it
-    for first_lsn in list_segments(source)[:1]:
-        pin.move(first_lsn)
+    pin.begin(partial(list_segments, source), 0)
     return pin
 
 
@@ -247,10 +247,15 @@ def _end_of_frames(source: Directory) -> _End:
     raise LogNotFound(source.path, "the directory holds no segment that was made whole")
 
 
+def _clear(work: Directory) -> None:
+    for first_lsn in list_segments(work):
+        work.unlink(segment_name(first_lsn))
+
+
 def _copy_segments(
     source: Directory, work: Directory, end: _End, pin: Pin | None, progress: Progress
 ) -> tuple[_Made, int] | None:
-    """What was copied and the mode of its files; None when nothing of the log as it was at `end` is left."""
+    """What was copied and the mode of its files; None when the log is not as it was at `end`."""
     segments = [first for first in list_segments(source) if first <= end.segment]
     first_lsn = done = copied = reflinked = mode = 0
     total = sum(_size(source, first) for first in segments)
@@ -261,9 +266,8 @@ def _copy_segments(
             file = source.open(segment_name(at))
         except FileNotFoundError:
             if list_segments(source)[:1] <= [at]:
-                raise CorruptLog(source.join(segment_name(at)), 0, at, "the segment is missing") from None
-            for gone in list_segments(work):  # retention is ahead of us, and has removed them, too: oldest first
-                work.unlink(segment_name(gone))
+                return None  # a recovery has moved it aside, or written others in its place
+            _clear(work)  # retention is ahead of us, and has removed them, too: oldest first
             first_lsn = done = copied = reflinked = 0
             continue
         mode = file.stat.st_mode & 0o777

@@ -6,6 +6,7 @@ Lock: maintenance.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import LogState, known_segments
 from walpool.shared.origin import Origin, new_origin, read_origin, write_origin
-from walpool.shared.pins import oldest_pin
+from walpool.shared.pins import Removal, oldest_pin
 from walpool.shared.poison import refuse_poisoned
 from walpool.system import clock
 from walpool.system.failures import typed_errors
@@ -92,8 +93,13 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
     pin = oldest_pin(directory)
     gone, held = removable(sealed, state.tail, rule, read_checkpoint(directory), pin, clock.time_ns())
     if not dry_run and gone:
-        with typed_errors(directory.path):
-            _note(directory, segments[gone], state.last_append_ns)
+        with typed_errors(directory.path), closing(Removal(directory)) as removal:
+            # What nobody had pinned when we looked, somebody may have pinned since.
+            late = (at for at in range(gone) if sealed[at].next_lsn <= pin and not removal.shut_out(segments[at]))
+            free = next(late, gone)
+            gone, held = free, held + gone - free
+            if gone:
+                _note(directory, segments[gone], state.last_append_ns)
             for segment in sealed[:gone]:
                 directory.unlink(segment_name(segment.first_lsn))
                 directory.sync()  # before the next: a power cut must not bring back an older one than it removed
