@@ -364,6 +364,13 @@ BUGS = [
         "counts[BATCHES] = self._batches = self._batches + 2",
         "tests/shared/test_slot_rows.py",
     ),
+    Bug(
+        "who could not append shows as the holder of the lock",
+        "write/appender.py",
+        "            self._words[INTENT] = 0  #",
+        "            pass  #",
+        "tests/shared/test_slot_rows.py -k could_not_append",
+    ),
     # What clocks, counts and forks show
     Bug(
         "an append during the interval's sync is forgotten",

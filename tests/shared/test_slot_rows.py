@@ -18,7 +18,7 @@ import pytest
 from tests.processes import workers
 from tests.shared.test_metrics import interrupted
 from tests.support import Channel, Start, run_threads, until
-from walpool import LogBusy, SyncMode, WALEntry, WALMetrics, WALWriter
+from walpool import LogBusy, LogFull, SyncMode, WALEntry, WALMetrics, WALWriter
 from walpool.shared import slot_rows
 from walpool.shared.figures.fields import WriterRow
 from walpool.shared.figures.snapshot import Snapshot
@@ -187,6 +187,28 @@ def test_a_killed_writer_holds_nothing(child: Start, log: Path) -> None:
         holder.kill()
         holder.died()
         assert metrics.snapshot().lock_holder is None
+
+
+def test_who_could_not_append_holds_nothing(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the figures nor in what is told of the holder to somebody who waits for the lock."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "pwrite", lambda fd, *rest: write(fd, *rest))
+        write = os.pwrite
+        writer = WALWriter(log)
+        write = full  # type: ignore[assignment]
+        with pytest.raises(LogFull):
+            writer.put(b"key", b"value")
+    assert look(log).lock_holder is None
+    with WALWriter(log, lock_timeout=0.0) as other, (log / "append.lock").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(LogBusy) as caught:
+            other.put(b"key", b"value")
+    assert "in the middle of an append" not in str(caught.value)
+    writer.close()
 
 
 def test_what_is_buffered_shows(log: Path) -> None:

@@ -142,7 +142,7 @@ def sync_directory(fd: int) -> None:
     calls.fstat(fd)  # on an XFS that has met an error of its disk, this fails; the sync of a directory gives 0 there
 
 
-def cut_back(fd: int, size: int) -> None:
+def cut_back(fd: int, size: int) -> bool:
     """Drop what a failed write left behind `size`, if the system lets us.
 
     It is no matter when it does not: nobody reads past the published tail, and the next append writes there.
@@ -151,7 +151,8 @@ def cut_back(fd: int, size: int) -> None:
         if calls.fstat(fd).st_size > size:
             calls.ftruncate(fd, size)
     except OSError:
-        pass
+        return False
+    return True
 
 
 class Directory(Descriptor):

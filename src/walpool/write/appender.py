@@ -9,7 +9,7 @@ from walpool.format.names import segment_name
 from walpool.opening.opening import AGAIN, CUT, OpenLog
 from walpool.options import SyncMode, WriterOptions
 from walpool.shared.catalog import Segment, open_segment
-from walpool.shared.control import DURABLE, RETIRED, ROTATING, STOP, STOPPED, SYNC_ERRNO, LogState
+from walpool.shared.control import DURABLE, INTENT, RETIRED, ROTATING, STOP, STOPPED, SYNC_ERRNO, LogState
 from walpool.shared.poison import sync_failed
 from walpool.shared.slot_rows import (
     BATCH,
@@ -133,7 +133,8 @@ class Appender(Place):
         old.segment.file.close()
 
     def _unwritten(self, error: OSError, tail: int) -> Exception:
-        cut_back(self.active.fd, tail)
+        if cut_back(self.active.fd, tail):
+            self._words[INTENT] = 0  # or this writer shows as the holder of the lock until somebody appends
         self.ready_to = 0
         return typed_error(error, self.active.segment.file.path)
 
