@@ -265,6 +265,19 @@ def test_without_copying_keys_and_values_are_views_until_the_next_is_asked_for(a
         assert found == entries(1, COUNT + 1)
 
 
+def test_views_that_are_handed_out_together_stay_as_they_are(any_log: Path) -> None:
+    for capacity in (1, 200, 8192):
+        with WALReader(any_log, zero_copy=True, initial_capacity=capacity) as reader:
+            kept = [entry for batch in reader.batches() for entry in batch.entries]
+        assert all(type(entry.key) is type(entry.value) is memoryview for entry in kept)
+        assert kept == entries(1, COUNT + 1)
+        with WALReader(any_log, zero_copy=True, initial_capacity=capacity) as reader:
+            begun = reader.read_entry()
+            assert begun is not None and begun.lsn == 1
+            assert reader.read_all() == entries(2, COUNT + 1)
+            assert reader.read_all() == []
+
+
 def test_copied_keys_and_values_stay_as_they_are(any_log: Path) -> None:
     with WALReader(any_log, initial_capacity=1) as reader:
         kept = list(reader)

@@ -44,7 +44,8 @@ class WALReader(Generic[B]):
             CorruptLog for damage before intact or durable frames; STRICT raises for both; POINT_IN_TIME ends at the
             first; SALVAGE skips what is damaged.
         initial_capacity (default 8192): bytes of the buffer; it grows to the largest frame met.
-        zero_copy (default False): keys and values are memoryviews, valid until the next entry is asked for.
+        zero_copy (default False): keys and values are memoryviews, valid until the next entry is asked for; those of
+            `batches` and `read_all` stay valid, each batch in a copy of its own.
         pin (default False): retention keeps what is not read yet, up to `Retention.max_pinned_bytes`.
 
     Raises:
@@ -145,7 +146,7 @@ class WALReader(Generic[B]):
             CorruptLog, LSNUnavailable, LogReplaced, UnsupportedVersion: as `read_entry`.
             UnsafeLog, IOFailed, LogClosed: as `read_entry`.
         """
-        return list(self)
+        return self._reading.views_to_keep() if self._reading.zero_copy else list(self)
 
     def batches(self) -> Iterator[ReadBatch[B]]:
         """Batches as they were appended; what is left of one that was handed out entry by entry is not repeated.

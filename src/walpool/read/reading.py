@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import length_hint
-from typing import Generic, NamedTuple, cast
+from typing import Any, Generic, NamedTuple, cast
 
 from walpool.errors import LogClosed
 from walpool.format.body import BodyError, decode_body
@@ -180,14 +180,28 @@ class Reading(Generic[B]):
     def next_batch(self) -> ReadBatch[B] | None:
         """All of the next batch; None where reading ends for now."""
         self._split()
-        entries = self.next_entries(None)
+        entries = self.next_entries(None, to_keep=True)
         if not entries:
             return None
         self.count()
         return ReadBatch(entries[0].lsn, len(entries), self.frame.appended_at, self.frame.writer, entries)
 
-    def next_entries(self, last_lsn: int | None) -> list[WALEntry[B]]:
-        """The entries of the next batch, unless it ends past `last_lsn`; empty where reading ends for now."""
+    def views_to_keep(self) -> list[WALEntry[B]]:
+        """All that is left, as views that nothing overwrites."""
+        rest: list[Any] = [
+            each._replace(key=memoryview(bytes(each.key)), value=memoryview(bytes(each.value)))  # type: ignore[arg-type]
+            for each in self.pending
+        ]
+        self.count()
+        while batch := self.next_batch():
+            rest += batch.entries
+        return rest
+
+    def next_entries(self, last_lsn: int | None, *, to_keep: bool = False) -> list[WALEntry[B]]:
+        """The entries of the next batch, unless it ends past `last_lsn`; empty where reading ends for now.
+
+        `to_keep`: views are of a buffer of their own, which the next batch does not overwrite.
+        """
         if self.closed:
             self.check_open()
         cursor = self.cursor
@@ -214,7 +228,10 @@ class Reading(Generic[B]):
                 assert cursor.segment is not None
                 refuse_unknown(frame, cursor.segment.file.path)
             try:
-                entries = decode_body(self.window.data, frame.body, frame.end, count, first_lsn, views=self.zero_copy)
+                data, body, end = self.window.data, frame.body, frame.end
+                if to_keep and self.zero_copy:
+                    data, body, end = memoryview(bytes(data[body:end])), 0, end - body
+                entries = decode_body(data, body, end, count, first_lsn, views=self.zero_copy)
             except BodyError as error:
                 cursor.pass_body(frame, error.reason)
                 continue
