@@ -10,6 +10,7 @@ alone meanwhile, and whoever pins looks afterwards whether the segment is still 
 
 from collections.abc import Callable
 
+from walpool.errors import UnsafeLog
 from walpool.format.names import MAX_LSN, PINS_LOCK
 from walpool.system.files import READ, WRITE, Directory
 from walpool.system.locks import ByteLocks
@@ -31,6 +32,8 @@ class Pin:
             for first_lsn in there[at:]:
                 if self.move(first_lsn) and first_lsn in segments():
                     return
+            if segments() == there:  # and nobody removes the last
+                raise UnsafeLog(self._file.path, "refused: the system does not let us lock a byte of it")
 
     def move(self, first_lsn: int) -> bool:
         """False while that segment is being removed, whoever pins it: then the pin stays where it is."""
