@@ -189,7 +189,7 @@ class Reached:
         return self._moved[file].get(line, 0)
 
     def of(self, file: str, lines: Iterable[int]) -> list[str]:
-        """The tests that reach any of these lines of today, the quickest first."""
+        """The tests that reach any of these lines of today: those of its room first, of them the quickest."""
         if file not in self._by_line:
             by_line: dict[int, set[str]] = defaultdict(set)
             for test, said in self.tests.items():
@@ -197,7 +197,8 @@ class Reached:
                     by_line[line].add(test)
             self._by_line[file] = by_line
         found = set[str]().union(*(self._by_line[file].get(self._line(file, line), ()) for line in lines))
-        return sorted(found, key=lambda test: (self.tests[test]["seconds"], test))
+        room = f"tests/{file.split('/')[0]}/"
+        return sorted(found, key=lambda test: (not test.startswith(room), self.tests[test]["seconds"], test))
 
     def knows(self, file: str, lines: Iterable[int]) -> bool:
         """Not of lines that are younger than the map."""
