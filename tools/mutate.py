@@ -37,6 +37,7 @@ EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"
 FIGURES = ROOT / "tools" / "mutants.json"
 ROOMS = ("format", "shared", "read", "opening", "upkeep", "staging", "write")
 REACHING_S = 20.0  # of those that reach a line, as many tests as take so long together
+EACH_S = 25.0  # one of them that takes longer hangs
 SLACK_S = 30.0  # what hangs is noticed after so long, and four times what its tests take
 LONGEST_S = 240.0
 SIMPLE = ast.Expr | ast.Assign | ast.AugAssign
@@ -177,19 +178,24 @@ def lives(mutant: Mutant, reached: Reached, *, quick: bool = False) -> str | Non
     if not tests and reached.knows(mutant.file, mutant.lines):
         return "not reached"
     chosen = list(reached.within(tests, REACHING_S))
-    if chosen and notices(mutant, chosen, SLACK_S + 4 * reached.seconds(chosen)):
+    if chosen and notices(mutant, chosen, SLACK_S + 4 * reached.seconds(chosen), EACH_S):
         return None
     room = ROOT / "tests" / mutant.file.split("/")[0]
-    if not quick and room.exists() and len(chosen) < len(tests) and notices(mutant, [f"tests/{room.name}"], LONGEST_S):
+    if (
+        not quick
+        and room.exists()
+        and len(chosen) < len(tests)
+        and notices(mutant, [f"tests/{room.name}"], LONGEST_S, LONGEST_S)
+    ):
         return None
     return f"{len(chosen)} of {len(tests)} tests that reach it passed"
 
 
-def notices(mutant: Mutant, tests: list[str], longest_s: float) -> bool:
+def notices(mutant: Mutant, tests: list[str], longest_s: float, each_s: float) -> bool:
     finders = importlib.import_module("tests.crash.finders")
     module = "walpool." + mutant.file.removesuffix(".py").replace("/", ".")
     with tempfile.TemporaryDirectory(prefix="walpool-") as folder:
-        words = ["-x", "-q", "-p", "no:cacheprovider", *tests]
+        words = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", str(each_s), *tests]
         try:
             code, said = finders.run(module, mutant.text, words, {"WALPOOL_DEADLINE_S": "5"}, Path(folder), longest_s)
         except AssertionError:

@@ -189,14 +189,19 @@ class Reached:
         return self._moved[file].get(line, 0)
 
     def of(self, file: str, lines: Iterable[int]) -> list[str]:
-        """The tests that reach any of these lines of today: those of its room first, of them the quickest."""
+        """The tests that reach any of these lines of today: those of its room first, of them the quickest.
+
+        Of lines that are younger than the map, those that reach anything in the file.
+        """
         if file not in self._by_line:
             by_line: dict[int, set[str]] = defaultdict(set)
             for test, said in self.tests.items():
                 for line in said["lines"].get(file, ()):
                     by_line[line].add(test)
             self._by_line[file] = by_line
-        found = set[str]().union(*(self._by_line[file].get(self._line(file, line), ()) for line in lines))
+        known = self._by_line[file]
+        stood = {self._line(file, line) for line in lines} - {0} or known.keys()
+        found = set[str]().union(*(known.get(line, ()) for line in stood))
         room = f"tests/{file.split('/')[0]}/"
         return sorted(found, key=lambda test: (not test.startswith(room), self.tests[test]["seconds"], test))
 
