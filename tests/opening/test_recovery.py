@@ -14,10 +14,12 @@ from tests.crash.faults import WATCHED, Killed, failing_at, killed_at, watched
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, written
 from tests.support import open_under
-from walpool import LogNotFound, RecoveryMode, SyncFailed, UnsafeLog, WALEntry, WALError, WALReader, WALWriter
+from walpool import LogFull, LogNotFound, RecoveryMode, SyncFailed, UnsafeLog, WALEntry, WALError, WALReader, WALWriter
 from walpool.format.header import WALHeader
+from walpool.opening.rewrite import rewrite
 from walpool.system import processes
 from walpool.system.calls import calls
+from walpool.system.files import Directory
 from walpool.upkeep.verify import verify
 
 COUNT = 14
@@ -515,3 +517,22 @@ def test_the_files_of_a_recovered_log_have_the_mode_that_was_asked_for(log: Path
     assert (log / layout.name(12)).stat().st_mode & 0o777 == 0o640
     for name in ("append.lock", "sync.lock", "slots.lock", "maintenance.lock"):
         assert (log / name).stat().st_mode & 0o777 == 0o600, "whoever may only read must not lock writers out"
+
+
+def test_a_rewrite_of_nothing_and_one_without_room_leave_no_file_and_change_none(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(log, 5)
+    before = contents(log)
+    directory = Directory(log)
+    assert rewrite(directory, 6, 0o600) == 0
+    assert contents(log) == before
+
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(calls, "pwrite", full)
+    with pytest.raises(LogFull):
+        rewrite(directory, 3, 0o600)
+    assert contents(log) == before
+    directory.close()
