@@ -14,7 +14,18 @@ from tests.crash.faults import WATCHED, Killed, failing_at, killed_at, watched
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, written
 from tests.support import open_under
-from walpool import LogFull, LogNotFound, RecoveryMode, SyncFailed, UnsafeLog, WALEntry, WALError, WALReader, WALWriter
+from walpool import (
+    LogFull,
+    LogNotFound,
+    RecoveryMode,
+    SyncFailed,
+    SyncMode,
+    UnsafeLog,
+    WALEntry,
+    WALError,
+    WALReader,
+    WALWriter,
+)
 from walpool.format.header import WALHeader
 from walpool.opening.rewrite import rewrite
 from walpool.system import processes
@@ -536,3 +547,35 @@ def test_a_rewrite_of_nothing_and_one_without_room_leave_no_file_and_change_none
         rewrite(directory, 3, 0o600)
     assert contents(log) == before
     directory.close()
+
+
+def test_a_mark_that_says_nothing_leaves_what_the_segments_vouch_for_as_it_is(log: Path) -> None:
+    """Its own write failed, too: what is above the highest durable LSN is written anew, and nothing below it."""
+    with WALWriter(log, SyncMode.FULL, size_limit=300) as writer:
+        done = fill(writer, COUNT)
+    durable_lsn = int(segment_files(log)[-1].stem) - 1
+    below = {file.name: file.stat().st_ino for file in segment_files(log) if int(file.stem) < durable_lsn}
+    assert len(below) > 2
+    (log / "sync.failed").write_bytes(b"")
+    found, _ = recover(log)
+    assert found == done
+    kept = {file.name: file.stat().st_ino for file in segment_files(log)}
+    assert kept.items() >= below.items()
+
+
+@pytest.mark.parametrize("harm", ["flipped in the middle", "cut at the end"])
+def test_only_damage_as_copies_have_it_is_refused_with_how_copies_are_made(
+    log: Path, tmp_path: Path, harm: str
+) -> None:
+    make(log, COUNT, size_limit=64 << 20)
+    copy = copy_of(log, tmp_path / "copy")
+    (file,) = segment_files(copy)
+    data = bytearray(file.read_bytes())
+    if harm == "flipped in the middle":
+        data[64 + 50] ^= 1
+    else:
+        del data[-3:]
+    file.write_bytes(data)
+    with pytest.raises(WALError) as refused:
+        WALWriter(copy, recovery=RecoveryMode.STRICT)
+    assert "walpool copy" not in str(refused.value)

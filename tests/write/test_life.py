@@ -97,9 +97,11 @@ def test_a_close_that_did_not_see_the_session_that_is_opened_is_heard_by_who_ope
     gc.collect()
     before = open_fds()
     real = Handle._open_session
+    sessions: list[Any] = []  # else the collector would close what is open in them
 
     def opened_too_late(handle: Handle, notes: list[str]) -> Any:
         found = real(handle, notes)
+        sessions.append(found)
         handle.closed = True
         return found
 
