@@ -58,17 +58,24 @@ def test_every_kind_of_change_is_made_and_knows_the_lines_that_run_with_it(sourc
     }
 
 
-def test_the_tests_that_reach_a_line_are_asked_and_the_quickest_first(source: Path, tmp_path: Path) -> None:
+def test_the_tests_that_reach_a_line_are_asked_those_of_its_room_and_the_quickest_first(
+    source: Path, tmp_path: Path
+) -> None:
     tests = {
-        "slow": {"seconds": 9.0, "lines": {"room.py": [5, 6]}},
-        "quick": {"seconds": 0.1, "lines": {"room.py": [6]}},
-        "elsewhere": {"seconds": 0.1, "lines": {"room.py": [8], "other.py": [5]}},
+        "tests/room/slow": {"seconds": 9.0, "lines": {"room/file.py": [5, 6]}},
+        "tests/room/quick": {"seconds": 0.2, "lines": {"room/file.py": [6]}},
+        "tests/other/quicker": {"seconds": 0.1, "lines": {"room/file.py": [6]}},
+        "tests/room/elsewhere": {"seconds": 0.1, "lines": {"room/file.py": [8], "room/other.py": [5]}},
     }
-    found = map_of(tmp_path, tests, {"room.py": TEXT}).of("room.py", [5, 6])
-    assert found == ["quick", "slow"]
+    (source.parent / "room").mkdir()
+    (source.parent / "room" / "file.py").write_text(TEXT)
+    found = map_of(tmp_path, tests, {"room/file.py": TEXT}).of("room/file.py", [5, 6])
+    assert found == ["tests/room/quick", "tests/room/slow", "tests/other/quicker"]
 
 
-def test_a_line_that_has_moved_is_found_and_a_new_one_is_not_known(source: Path, tmp_path: Path) -> None:
+def test_a_line_that_has_moved_is_found_and_a_new_one_is_for_all_who_reach_the_file(
+    source: Path, tmp_path: Path
+) -> None:
     tests = {"second": {"seconds": 0.1, "lines": {"room.py": [11]}}}
     known = map_of(tmp_path, tests, {"room.py": TEXT})
     source.write_text(TEXT.replace("LIMIT = 3\n", "LIMIT = 3\nMORE = 4\n"))
@@ -76,6 +83,7 @@ def test_a_line_that_has_moved_is_found_and_a_new_one_is_not_known(source: Path,
     assert known.of("room.py", [11]) == []
     assert known.knows("room.py", [11, 12])
     assert not known.knows("room.py", [2])
+    assert known.of("room.py", [2]) == ["second"], "whoever reaches the file"
 
 
 def test_one_test_at_least_is_asked_and_then_as_many_as_there_is_time_for(tmp_path: Path) -> None:

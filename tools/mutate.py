@@ -1,13 +1,14 @@
 """Changes one token or line of walpool at a time and lists the changes that no test notices.
 
-    python3 tools/dev.py mutate [ROOM or FILE ...] [--sample 60] [--seed 1] [--jobs N]
+    python3 tools/dev.py mutate [ROOM or FILE ...] [--sample 60] [--seed 1] [--jobs N] [--report]
 
 A mutant is a comparison turned round or moved by one, a constant that is one more, `and` for `or`, a `not` less, a
 statement left out, or two neighbours that changed places. It is let loose on the tests that reach its line (see
-tools/reached.py), the quickest first, until one fails or they have taken their time; then on the tests of its room. A
-line that no test reaches is a survivor at once. Who lives is either a hole in the tests (write one; of a kind that
-could come back, also a bug in tests/crash/seeded.py), a line that nobody needs, or no change at all: those stand in
-tools/equivalent_mutants.txt, each with its reason.
+tools/reached.py), those of its room first and of them the quickest, until one fails or they have taken their time;
+then on all tests of its room. A line that no test reaches is a survivor at once. Who lives is either a hole in the
+tests (write one; of a kind that could come back, also a bug in tests/crash/seeded.py), a line that nobody needs, or no
+change at all: those stand in tools/equivalent_mutants.txt, each with its reason. With --report the figures go into
+tools/mutants.json, and from there, by `python tools/prove_doc.py`, into the reliability report.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import json
 import os
 import random
 import sys
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "walpool"
 EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"
+FIGURES = ROOT / "tools" / "mutants.json"
 ROOMS = ("format", "shared", "read", "opening", "upkeep", "staging", "write")
-REACHING_S = 30.0  # of those that reach a line, as many tests as take so long together
+REACHING_S = 20.0  # of those that reach a line, as many tests as take so long together
+EACH_S = 25.0  # one of them that takes longer hangs
 SLACK_S = 30.0  # what hangs is noticed after so long, and four times what its tests take
 LONGEST_S = 240.0
 SIMPLE = ast.Expr | ast.Assign | ast.AugAssign
@@ -174,19 +178,24 @@ def lives(mutant: Mutant, reached: Reached, *, quick: bool = False) -> str | Non
     if not tests and reached.knows(mutant.file, mutant.lines):
         return "not reached"
     chosen = list(reached.within(tests, REACHING_S))
-    if chosen and notices(mutant, chosen, SLACK_S + 4 * reached.seconds(chosen)):
+    if chosen and notices(mutant, chosen, SLACK_S + 4 * reached.seconds(chosen), EACH_S):
         return None
     room = ROOT / "tests" / mutant.file.split("/")[0]
-    if not quick and room.exists() and len(chosen) < len(tests) and notices(mutant, [f"tests/{room.name}"], LONGEST_S):
+    if (
+        not quick
+        and room.exists()
+        and len(chosen) < len(tests)
+        and notices(mutant, [f"tests/{room.name}"], LONGEST_S, LONGEST_S)
+    ):
         return None
     return f"{len(chosen)} of {len(tests)} tests that reach it passed"
 
 
-def notices(mutant: Mutant, tests: list[str], longest_s: float) -> bool:
+def notices(mutant: Mutant, tests: list[str], longest_s: float, each_s: float) -> bool:
     finders = importlib.import_module("tests.crash.finders")
     module = "walpool." + mutant.file.removesuffix(".py").replace("/", ".")
     with tempfile.TemporaryDirectory(prefix="walpool-") as folder:
-        words = ["-x", "-q", "-p", "no:cacheprovider", *tests]
+        words = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", str(each_s), *tests]
         try:
             code, said = finders.run(module, mutant.text, words, {"WALPOOL_DEADLINE_S": "5"}, Path(folder), longest_s)
         except AssertionError:
@@ -205,6 +214,7 @@ def main() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--jobs", type=int, default=cores)
     parser.add_argument("--list", action="store_true", help="say what would be tried")
+    parser.add_argument("--report", action="store_true", help="keep the figures for the reliability report")
     parser.add_argument("--quick", action="store_true", help="leave out the tests of the room: more live, in less time")
     chosen = parser.parse_args()
     os.chdir(ROOT)
@@ -238,6 +248,13 @@ def main() -> int:
         f"{killed} of {len(real)} noticed ({100 * killed / max(1, len(real)):.1f} %) in"
         f" {time.monotonic() - began:.0f} s, seed {chosen.seed}: {dict(Counter(each.kind for each in drawn))}"
     )
+    if chosen.report:
+        commit = importlib.import_module("tools.prove_doc").commit()
+        figures = {
+            "rooms": chosen.places or list(ROOMS), "drawn": len(drawn), "seed": chosen.seed, "commit": commit,
+            "equivalent": len(drawn) - len(real), "killed": killed, "alive": [mutant.key for mutant in alive],
+        }  # fmt: skip
+        FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if alive else 0
 
 

@@ -3,11 +3,13 @@
     python tools/prove_doc.py
 
 `tools/prove.py` writes all of it after a run. This writes again what is of today and not of the run: the head, from
-`tests/crash/findings.py`, and the fault matrix. The figures stay, and say of which commit they are.
+`tests/crash/findings.py`, the mutants, from `tools/mutants.json`, and the fault matrix. The figures stay, and say of
+which commit they are.
 """
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import subprocess
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
     from prove import Proof
 
 REPORT = ROOT / "docs" / "reliability-report.md"
+FIGURES = ROOT / "tools" / "mutants.json"
 PACKAGES = ("crc32c", "filelock", "psutil", "pytest", "hypothesis", "atheris")
 RUN = "## The run"
 FOUND = "## What was found, as the run said it"
+MUTANTS = "## Mutants"
 MATRIX = "## Fault matrix"
 MOST_SAID = 300  # characters of an open finding, in the head
 
@@ -73,13 +77,14 @@ def report(proof: Proof, cores: int) -> str:
     if proof.bugs:
         lines += ["", "## Seeded bugs", "", "| bug | found by | seconds |", "|---|---|---|"]
         lines += [f"| {name} | `{finder}` | {seconds} |" for name, finder, seconds in sorted(proof.bugs)]
-    return "\n".join([*head(proof.findings), "", *lines, "", *matrix()]) + "\n"
+    return "\n".join([*head(proof.findings), "", *lines, "", *mutants(), "", *matrix()]) + "\n"
 
 
 def again(written: str) -> str:
-    """A report whose run was earlier, with the head and the matrix of today."""
-    run = written[written.index(RUN) : written.index(MATRIX)].rstrip("\n")
-    return "\n".join([*head(findings_of(run)), "", run, "", *matrix()]) + "\n"
+    """A report whose run was earlier, with the head, the mutants and the matrix of today."""
+    end = written.index(MUTANTS if MUTANTS in written else MATRIX)
+    run = written[written.index(RUN) : end].rstrip("\n")
+    return "\n".join([*head(findings_of(run)), "", run, "", *mutants(), "", *matrix()]) + "\n"
 
 
 def findings_of(run: str) -> list[str]:
@@ -120,6 +125,24 @@ def _shortly(finding: str) -> str:
     return (said[-1] if said else finding.strip())[:MOST_SAID].replace("|", "\\|")
 
 
+def mutants() -> list[str]:
+    """What `tools/mutate.py --report` has found last."""
+    found = json.loads(FIGURES.read_text())
+    real = found["drawn"] - found["equivalent"]
+    rows = {
+        "rooms": ", ".join(found["rooms"]),
+        "drawn": f"{found['drawn']}, by seed {found['seed']}",
+        "no change at all": f"{found['equivalent']}: each has its reason in `tools/equivalent_mutants.txt`",
+        "noticed by a test": f"{found['killed']} of the {real} others, {100 * found['killed'] / real:.1f} %",
+        "walpool": found["commit"],
+    }
+    lines = [MUTANTS, "", "One token or line of the source is changed at a time (`tools/mutate.py`).", "", "| | |"]
+    lines += ["|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    if found["alive"]:
+        lines += ["", "Not noticed:", "", *(f"- `{key}`" for key in found["alive"])]
+    return lines
+
+
 def matrix() -> list[str]:
     lines = [MATRIX, "", "| | fault | tests | not run, and why |", "|---|---|---|---|"]
     for row, (fault, tests, not_run) in ROWS.items():
@@ -130,7 +153,7 @@ def matrix() -> list[str]:
 
 def versions() -> dict[str, str]:
     found = {
-        "walpool": f"{version('walpool')}, {_commit()}",
+        "walpool": f"{version('walpool')}, {commit()}",
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
     }
@@ -142,7 +165,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit, and whether the tree is as committed."""
 
     def git(*words: str) -> str:

@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "walpool"
 MAP = ROOT / ".reached.json"
 NOTES = "WALPOOL_REACHED"  # the environment's word for the folder that notes go to
-# They change walpool themselves, try everything at once, or read the source: none is chosen for what it reaches.
-LEFT_OUT = ("tests/crash/test_seeded_bugs.py", "tests/test_prove.py", "tests/test_mutate.py", "tests/typed/")
+# They change walpool themselves, read its source or its documents, or need the core, which a mutant goes without.
+LEFT_OUT = ("tests/crash/test_seeded_bugs.py", "tests/test_", "tests/typed/", "tests/native/")
 SLOW = "tests/crash/"  # what is marked so there takes minutes
 
 
@@ -189,15 +189,21 @@ class Reached:
         return self._moved[file].get(line, 0)
 
     def of(self, file: str, lines: Iterable[int]) -> list[str]:
-        """The tests that reach any of these lines of today, the quickest first."""
+        """The tests that reach any of these lines of today: those of its room first, of them the quickest.
+
+        Of lines that are younger than the map, those that reach anything in the file.
+        """
         if file not in self._by_line:
             by_line: dict[int, set[str]] = defaultdict(set)
             for test, said in self.tests.items():
                 for line in said["lines"].get(file, ()):
                     by_line[line].add(test)
             self._by_line[file] = by_line
-        found = set[str]().union(*(self._by_line[file].get(self._line(file, line), ()) for line in lines))
-        return sorted(found, key=lambda test: (self.tests[test]["seconds"], test))
+        known = self._by_line[file]
+        stood = {self._line(file, line) for line in lines} - {0} or known.keys()
+        found = set[str]().union(*(known.get(line, ()) for line in stood))
+        room = f"tests/{file.split('/')[0]}/"
+        return sorted(found, key=lambda test: (not test.startswith(room), self.tests[test]["seconds"], test))
 
     def knows(self, file: str, lines: Iterable[int]) -> bool:
         """Not of lines that are younger than the map."""

@@ -14,10 +14,23 @@ from tests.crash.faults import WATCHED, Killed, failing_at, killed_at, watched
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, entry_of, fill, make, read, segment_files, written
 from tests.support import open_under
-from walpool import LogNotFound, RecoveryMode, SyncFailed, UnsafeLog, WALEntry, WALError, WALReader, WALWriter
+from walpool import (
+    LogFull,
+    LogNotFound,
+    RecoveryMode,
+    SyncFailed,
+    SyncMode,
+    UnsafeLog,
+    WALEntry,
+    WALError,
+    WALReader,
+    WALWriter,
+)
 from walpool.format.header import WALHeader
+from walpool.opening.rewrite import rewrite
 from walpool.system import processes
 from walpool.system.calls import calls
+from walpool.system.files import Directory
 from walpool.upkeep.verify import verify
 
 COUNT = 14
@@ -515,3 +528,54 @@ def test_the_files_of_a_recovered_log_have_the_mode_that_was_asked_for(log: Path
     assert (log / layout.name(12)).stat().st_mode & 0o777 == 0o640
     for name in ("append.lock", "sync.lock", "slots.lock", "maintenance.lock"):
         assert (log / name).stat().st_mode & 0o777 == 0o600, "whoever may only read must not lock writers out"
+
+
+def test_a_rewrite_of_nothing_and_one_without_room_leave_no_file_and_change_none(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(log, 5)
+    before = contents(log)
+    directory = Directory(log)
+    assert rewrite(directory, 6, 0o600) == 0
+    assert contents(log) == before
+
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(calls, "pwrite", full)
+    with pytest.raises(LogFull):
+        rewrite(directory, 3, 0o600)
+    assert contents(log) == before
+    directory.close()
+
+
+def test_a_mark_that_says_nothing_leaves_what_the_segments_vouch_for_as_it_is(log: Path) -> None:
+    """Its own write failed, too: what is above the highest durable LSN is written anew, and nothing below it."""
+    with WALWriter(log, SyncMode.FULL, size_limit=300) as writer:
+        done = fill(writer, COUNT)
+    durable_lsn = int(segment_files(log)[-1].stem) - 1
+    below = {file.name: file.stat().st_ino for file in segment_files(log) if int(file.stem) < durable_lsn}
+    assert len(below) > 2
+    (log / "sync.failed").write_bytes(b"")
+    found, _ = recover(log)
+    assert found == done
+    kept = {file.name: file.stat().st_ino for file in segment_files(log)}
+    assert kept.items() >= below.items()
+
+
+@pytest.mark.parametrize("harm", ["flipped in the middle", "cut at the end"])
+def test_only_damage_as_copies_have_it_is_refused_with_how_copies_are_made(
+    log: Path, tmp_path: Path, harm: str
+) -> None:
+    make(log, COUNT, size_limit=64 << 20)
+    copy = copy_of(log, tmp_path / "copy")
+    (file,) = segment_files(copy)
+    data = bytearray(file.read_bytes())
+    if harm == "flipped in the middle":
+        data[64 + 50] ^= 1
+    else:
+        del data[-3:]
+    file.write_bytes(data)
+    with pytest.raises(WALError) as refused:
+        WALWriter(copy, recovery=RecoveryMode.STRICT)
+    assert "walpool copy" not in str(refused.value)

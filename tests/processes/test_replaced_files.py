@@ -10,9 +10,13 @@ import pytest
 
 from tests.processes import workers
 from tests.support import Start, keys, open_fds, read_log
-from walpool import LogReplaced, SyncMode, UnsafeLog, WALError, WALWriter
+from walpool import LogReplaced, Retention, SyncMode, UnsafeLog, WALError, WALWriter
 from walpool.opening import opening
+from walpool.shared.catalog import list_segments
+from walpool.system.files import Directory
 from walpool.upkeep.verify import verify
+from walpool.write import committer
+from walpool.write.coordinator import Coordinator
 
 SOON = 1001  # appends
 
@@ -228,6 +232,33 @@ def test_nothing_is_called_durable_in_a_segment_that_no_name_leads_to(log: Path,
         assert writer.metrics.snapshot().durable_lsn == durable
         with pytest.raises(UnsafeLog):
             writer.sync()
+
+
+@pytest.mark.parametrize("by_retention", [False, True])
+def test_a_sealed_segment_that_goes_in_the_middle_of_a_sync_was_retentions_or_is_missed(
+    log: Path, monkeypatch: pytest.MonkeyPatch, by_retention: bool
+) -> None:
+    monkeypatch.setattr(Coordinator, "wake", lambda self: None)  # which would have synced it
+    with WALWriter(log, retention=Retention(max_segments=1)) as writer:
+        writer.put(b"k", b"")
+        writer.rotate()
+        writer.put(b"k", b"")
+
+        def names(directory: Directory) -> list[int]:
+            found = list_segments(directory)
+            if by_retention:
+                assert writer.prune().removed == (1,)
+            else:
+                (log / f"{1:020d}.wal").unlink(missing_ok=True)
+            return found
+
+        monkeypatch.setattr(committer, "list_segments", names)
+        if by_retention:
+            assert writer.sync() == 2
+            return
+        with pytest.raises(LogReplaced, match="not durable"):
+            writer.sync()
+        assert writer.metrics.snapshot().durable_lsn == 0
 
 
 def test_nothing_is_called_durable_in_a_directory_that_the_path_does_not_lead_to(log: Path, tmp_path: Path) -> None:

@@ -530,6 +530,17 @@ def test_what_a_buffering_writer_has_not_appended_is_not_read(tmp_path: Path) ->
         assert reader.read_entry() == WALEntry(Operation.PUT, b"key", b"value", 1, 1)
 
 
+def test_a_block_that_is_in_force_is_not_attached_to_again(tmp_path: Path) -> None:
+    with WALWriter(tmp_path / "new") as writer, WALReader(tmp_path / "new") as reader:
+        blocks = set()
+        for lsn in range(1, 4):
+            writer.put(b"key", b"value")
+            assert [entry.lsn for entry in reader] == [lsn]
+            assert reader.last_lsn == lsn
+            blocks.add(reader._reading.cursor.source.control)
+        assert len(blocks) == 1
+
+
 def test_two_readers_of_one_log_do_not_disturb_each_other(log: Path) -> None:
     with WALReader(log) as one, WALReader(log, start=11) as other:
         for lsn in range(1, 20):

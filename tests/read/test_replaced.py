@@ -294,3 +294,25 @@ def test_a_copy_whose_files_are_replaced_by_longer_ones_is_the_same_log(tmp_path
             assert len(more) == 6
             found += more
         assert found == entries(1, 41)
+
+
+def test_where_what_comes_next_is_gone_another_log_at_the_path_is_told_first(tmp_path: Path) -> None:
+    """Not that retention removed it: of a log that is there no more."""
+    log = tmp_path / "log"
+    make(log, COUNT, size_limit=300)
+    second = int(segment_files(log)[1].stem)
+    for replaced, error in ((False, LSNUnavailable), (True, LogReplaced)):
+        with WALReader(log, start=1) as reader:
+            for lsn in range(1, second):
+                entry = reader.read_entry()
+                assert entry is not None
+                assert entry.lsn == lsn
+            for first in (1, second):
+                (log / f"{first:020d}.wal").rename(tmp_path / str(first))
+            if replaced:
+                another_in_its_place(log)
+            with pytest.raises(error):
+                reader.read_entry()
+        if not replaced:
+            for first in (1, second):
+                (tmp_path / str(first)).rename(log / f"{first:020d}.wal")

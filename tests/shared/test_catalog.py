@@ -1,7 +1,10 @@
 """The catalog: which segments there are, opening one, making one."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,8 @@ from tests.support import open_under
 from walpool import CorruptLog, UnsafeLog, UnsupportedVersion, WALHeader
 from walpool.shared import catalog
 from walpool.shared.catalog import create_segment, list_segments, open_segment
+from walpool.shared.origin import new_origin, read_origin, write_origin
+from walpool.system.calls import calls
 from walpool.system.files import Directory
 
 
@@ -126,3 +131,21 @@ def test_what_cannot_be_opened_gives_its_descriptor_back(directory: Directory, l
         with pytest.raises(CorruptLog):
             open_segment(directory, 5)
     assert open_under(log) == before
+
+
+def test_a_note_that_we_may_not_read_says_nothing_and_is_not_replaced(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader goes on; who would write another needs the id that is in it."""
+    write_origin(directory, new_origin(7), 0o600, durable=False)
+    found = read_origin(directory)
+    assert found is not None
+    assert found.first_lsn == 7
+
+    def refuse(*args: Any, **kwargs: Any) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(calls, "open", refuse)
+    assert read_origin(directory) is None
+    with pytest.raises(UnsafeLog):
+        read_origin(directory, to_replace=True)

@@ -87,6 +87,25 @@ def test_a_snapshot_does_not_change(log: Path) -> None:
         assert metrics.snapshot().writes_total == 5
 
 
+def test_snapshots_between_which_nothing_was_done_are_equal(log: Path) -> None:
+    """Whenever they were taken."""
+    with WALWriter(log) as writer:
+        writer.put(b"key", b"value")
+    with WALMetrics.attach(log) as metrics:
+        first, second = metrics.snapshot(), metrics.snapshot()
+    assert first.taken_at < second.taken_at
+    assert first == second
+
+
+def test_a_closed_view_has_nothing_to_let_go_of_in_a_child(log: Path) -> None:
+    WALWriter(log).close()
+    metrics = WALMetrics.attach(log)
+    metrics.close()
+    metrics._after_fork()
+    with pytest.raises(LogClosed):
+        metrics.snapshot()
+
+
 def test_nothing_done_is_wholly_successful(log: Path) -> None:
     with WALWriter(log) as writer:
         found = writer.metrics.snapshot()

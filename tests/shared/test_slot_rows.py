@@ -17,7 +17,7 @@ import pytest
 
 from tests.processes import workers
 from tests.shared.test_metrics import interrupted
-from tests.support import Channel, Start, run_threads, until
+from tests.support import DEADLINE_S, Channel, Start, run_threads, until
 from walpool import LogBusy, LogFull, SyncMode, WALEntry, WALMetrics, WALWriter
 from walpool.shared import slot_rows
 from walpool.shared.figures.fields import WriterRow
@@ -177,6 +177,32 @@ def test_who_has_to_wait_for_the_lock_says_so(child: Start, log: Path) -> None:
         assert found.lock_holder is None
         waiter.send("end")
         waiter.result()
+
+
+def test_who_waits_for_anothers_sync_counts_a_wait_and_who_leads_a_sync(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    fdatasync = calls.fdatasync
+
+    def slow(fd: int) -> None:
+        begun.set()
+        go_on.wait(DEADLINE_S)
+        fdatasync(fd)
+
+    with WALWriter(log, name="leads") as leader, WALWriter(log, name="waits") as other:
+        leader.put(b"key", b"value")
+        monkeypatch.setattr(calls, "fdatasync", slow)
+        threads = [threading.Thread(target=leader.sync), threading.Thread(target=other.sync)]
+        threads[0].start()
+        begun.wait()
+        threads[1].start()
+        until(lambda: row_of(log, "waits").state == "waiting for a sync", "the other waits")
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        counted = {name: (row_of(log, name).syncs_led, row_of(log, name).sync_waits) for name in ("leads", "waits")}
+        assert counted == {"leads": (1, 0), "waits": (0, 1)}
 
 
 def test_a_killed_writer_holds_nothing(child: Start, log: Path) -> None:

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.support import Channel, Start, keys, open_fds, reap, run_threads, unt
 from walpool import LogClosed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter, flush_at_signals
 from walpool.shared.control import RETIRED, STOPPED
 from walpool.staging import at_exit
+from walpool.write.handle import Handle
 
 
 def test_close_may_be_called_again(log: Path) -> None:
@@ -85,6 +87,28 @@ def test_a_call_that_finds_the_control_block_replaced_opens_the_log_again(
             block.write(RETIRED.to_bytes(4, sys.byteorder))  # what a recovery leaves in the block it replaces
         use(writer)
         assert writer.put(b"last", b"v") == len(keys(log))
+
+
+def test_a_close_that_did_not_see_the_session_that_is_opened_is_heard_by_who_opens_it(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes, in another thread, when the session is there and nobody has it yet."""
+    use_and_close(log, SyncMode.NORMAL)
+    gc.collect()
+    before = open_fds()
+    real = Handle._open_session
+    sessions: list[Any] = []  # else the collector would close what is open in them
+
+    def opened_too_late(handle: Handle, notes: list[str]) -> Any:
+        found = real(handle, notes)
+        sessions.append(found)
+        handle.closed = True
+        return found
+
+    monkeypatch.setattr(Handle, "_open_session", opened_too_late)
+    with pytest.raises(LogClosed):
+        WALWriter(log)
+    assert open_fds() == before
 
 
 def test_closing_frees_every_descriptor_and_the_slot(log: Path) -> None:

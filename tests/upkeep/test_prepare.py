@@ -1,0 +1,55 @@
+"""The prepared segment: made once, whole or not at all, whatever a killed coordinator left."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from walpool import LogFull
+from walpool.system.calls import calls
+from walpool.system.files import Directory
+from walpool.upkeep.prepare import prepare
+
+SIZE = 5_000
+
+
+@pytest.fixture
+def directory(log: Path) -> Iterator[Directory]:
+    log.mkdir()
+    opened = Directory(log)
+    yield opened
+    opened.close()
+
+
+def test_a_segment_is_prepared_in_place_of_what_a_killed_coordinator_left(directory: Directory, log: Path) -> None:
+    (log / "next.segment.tmp").write_bytes(b"half")
+    assert prepare(directory, SIZE, 0o600) is None
+    assert [path.name for path in log.iterdir()] == ["next.segment"]
+    assert (log / "next.segment").read_bytes() == bytes(SIZE)
+
+
+def test_one_that_is_there_stays(directory: Directory, log: Path) -> None:
+    prepare(directory, SIZE, 0o600)
+    made = (log / "next.segment").stat().st_ino
+    assert prepare(directory, 2 * SIZE, 0o600) is None
+    assert ((log / "next.segment").stat().st_ino, (log / "next.segment").stat().st_size) == (made, SIZE)
+
+
+@pytest.mark.parametrize("call", ["open", "pwrite", "fdatasync"])
+def test_without_room_there_is_none_and_the_answer_says_why(
+    directory: Directory, log: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(calls, call, full)
+    why = prepare(directory, SIZE, 0o600)
+    assert isinstance(why, OSError)
+    assert why.errno == errno.ENOSPC
+    assert isinstance(why, LogFull) or call == "fdatasync"
+    assert list(log.iterdir()) == []
