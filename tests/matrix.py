@@ -75,4 +75,5 @@ ROWS: dict[str, Row] = {
     "R2": Row("network file systems", of("system", test_filesystems="a_writer_on_a_network_file_system_is_refused_and_told_what_to_do a_local_or_an_unknown_file_system_passes"), "with a fake of the system's answer: none is mounted"),
     "L1": Row("contention", of("processes", test_odd_machines="none_of_eight_writers_that_press_for_the_lock_starves"), "how fair it is, the benchmark measures: it takes a minute and a quiet machine"),
     "L2": Row("a day of everything", STRESS, "a test runs for seconds; tests.processes.stress.prove runs as many rounds as it is told"),
+    "L3": Row("threads of one writer in any order of their calls and mutexes", of("crash", test_interleavings="threads_of_one_writer_that_take_turns_do_no_harm"), "drawn, not every order; not between two bytecodes"),
 }  # fmt: skip

@@ -66,6 +66,8 @@ def parts(bugs: int) -> list[Part]:
              "tests.crash.sweep", "kills"),
         Part("interleavings", "operations of another process at a call or a store of the first, some two deep",
              600, 20_000, "tests.crash.interleavings", "interleavings"),
+        Part("schedules", "threads of one writer, in an order of their calls and mutexes that is drawn", 2_000, 40_000,
+             "tests.crash.schedules", "schedules"),
         Part("errors", "every call of every place with every errno, once and for ever, and short writes", 1, 60),
         Part("interrupts", "exceptions raised by a signal handler at any moment", 10_000, 40_000,
              "tests.crash.test_interrupts", "interrupts"),

@@ -218,11 +218,12 @@ def prove(
 
 
 def at_every_point(
-    folder: Path, scene: str, kind: str, what: str, progress: Callable[[str], object] = lambda _: None
+    folder: Path, scene: str, kind: str, what: str, skip: float, progress: Callable[[str], object] = lambda _: None
 ) -> Counter[str]:
-    """One operation, at every call or every store of one scene."""
+    """One operation, at every call or every store of one scene, but for the share `skip` of them at its beginning."""
     with _sweep(folder) as running:
-        for n, point in enumerate(running.points_of(scene, kind)):
+        points = running.points_of(scene, kind)
+        for n, point in enumerate(points[int(skip * len(points)) :]):
             running.play(Run(scene, point, what), random.Random(n))
             if n % 20 == 0:
                 progress(f"{kind} {n}")

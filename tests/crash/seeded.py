@@ -527,6 +527,13 @@ BUGS = [
             ),
         ),
     ),
+    Bug(
+        "a close does not wait for a durable append",
+        "write/handle.py",
+        "            session.call(append)\n",
+        "            append()\n",
+        "tests/crash/test_interleavings.py -k turns",
+    ),
     # What bytes show
     Bug(
         "a checksum is not bound to its segment",
