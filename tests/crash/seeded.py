@@ -161,6 +161,28 @@ BUGS = [
         "segment.file.truncate(end - 1)",
         "cut: turns",
     ),
+    # What only the oracle shows: walpool's reader and its writer are of one mind
+    Bug(
+        "frames tell microseconds",
+        "write/place.py",
+        "                now = self._time_ns()\n",
+        "                now = self._time_ns() // 1000\n",
+        "cut: turns",
+    ),
+    Bug(
+        "a recovery that reads no header begins to number segments anew",
+        "opening/survey.py",
+        " or _sequence_before(directory, segments, scans[0].first_lsn)",
+        "",
+        "cut: turns, parents",
+    ),
+    Bug(
+        "a recovery goes on in a segment that a rewrite has overtaken",
+        "opening/recovery.py",
+        "segment.header.sequence == found.sequence and ",
+        "",
+        "cut: failed sync, errors",
+    ),
     # What a death shows
     Bug(
         "published before it is written",

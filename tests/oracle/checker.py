@@ -112,7 +112,9 @@ def order(segments: Sequence[Segment]) -> Iterator[str]:
 def joints(segments: Sequence[Segment], state: State) -> Iterator[str]:
     """How each segment ends, and whether the next one goes on there."""
     for segment, following in zip_longest(segments, segments[1:]):
-        what = f"{segment.name} behind LSN {segment.next_lsn - 1}: {segment.ending.value} {segment.reason}".rstrip()
+        what = f"{segment.name} behind LSN {segment.next_lsn - 1}: {segment.ending.value}; {segment.reason}".rstrip(
+            "; "
+        )
         excused_from = {
             Ending.CLEAN: State.CLOSED,
             Ending.ZEROS: State.CLOSED,

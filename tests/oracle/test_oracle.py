@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import struct
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -91,6 +94,24 @@ def test_the_oracle_and_walpool_read_the_same(mode: walpool.SyncMode, limit: int
             ]
         ours = [entry for segment in read_log(path) for frame in segment.frames for entry in frame.entries]
         assert read == [(entry.lsn, entry.operation, entry.key, entry.value, entry.timestamp) for entry in ours]
+
+
+OF_ONE_MIND = """
+import sys, zlib, crc32c
+crc32c.crc32c = lambda data, value=0: zlib.crc32(data, value)  # another polynomial, to write and to read
+import walpool
+with walpool.WALWriter(sys.argv[1]) as writer:
+    writer.put(b"key", b"value")
+print(walpool.WALReader(sys.argv[1]).read_all()[0].value)
+"""
+
+
+def test_what_writer_and_reader_get_wrong_alike_is_found(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    environment = {**os.environ, "WALPOOL_PURE": "1"}  # the compiled core has a checksum of its own
+    said = subprocess.run([sys.executable, "-c", OF_ONE_MIND, log], env=environment, capture_output=True, check=True)
+    assert said.stdout == b"b'value'\n"
+    assert judge(log) == [f"damage: {1:020}.wal behind LSN 0: a damaged header; its checksum does not match"]
 
 
 # --- what is not -----------------------------------------------------------------------------------------------------
