@@ -156,6 +156,16 @@ def test_only_the_gap_behind_a_segment_that_ends_early_says_how_a_copy_may_have_
     assert ["walpool copy" in finding.reason for finding in gaps] == [False, True, False]
 
 
+def test_what_is_missing_at_the_beginning_and_retention_did_not_remove_is_a_gap(log: Path) -> None:
+    make(log, COUNT)
+    files = segment_files(log)
+    second = int(files[1].stem)
+    files[0].unlink()
+    (found,) = verify(log).findings
+    assert (found.kind, found.path, found.offset, found.lsn) == (GAP, str(files[1]), 0, second)
+    assert found.reason == f"LSN 1 to {second - 1} are missing, and retention has not removed them"
+
+
 def test_what_retention_removed_is_no_gap(copy: Path) -> None:
     files = segment_files(copy)
     files[0].unlink()
