@@ -130,3 +130,11 @@ def test_a_field_that_does_not_fit_its_place_is_refused(fields: dict[str, int]) 
     values = {"created_at": 1, "sequence": 1, "first_lsn": 1, "durable_lsn": 0, "marker": 1, **fields}
     with pytest.raises(ValueError, match="does not fit"):
         WALHeader(**values).encode()
+
+
+def test_a_header_is_a_value_that_nobody_changes() -> None:
+    assert hash(GOOD) == hash(WALHeader.decode(GOOD.encode()))
+    for name in ("first_lsn", "another"):
+        with pytest.raises((AttributeError, TypeError)):
+            setattr(GOOD, name, 1)
+    assert not hasattr(GOOD, "__dict__")

@@ -27,6 +27,7 @@ from walpool import (
     WALWriter,
 )
 from walpool.format.header import WALHeader
+from walpool.opening.aside import move_aside
 from walpool.opening.rewrite import rewrite
 from walpool.system import processes
 from walpool.system.calls import calls
@@ -579,3 +580,43 @@ def test_only_damage_as_copies_have_it_is_refused_with_how_copies_are_made(
     with pytest.raises(WALError) as refused:
         WALWriter(copy, recovery=RecoveryMode.STRICT)
     assert "walpool copy" not in str(refused.value)
+
+
+def test_what_is_written_anew_is_not_looked_for_in_the_segment_before(log: Path) -> None:
+    """Which may be damaged: it was on disk, and recovery has no need of it."""
+    with WALWriter(log, SyncMode.FULL, size_limit=300) as writer:
+        fill(writer, COUNT)
+    before, doubtful = segment_files(log)[-3:-1]
+    data = bytearray(before.read_bytes())
+    data[50] ^= 1
+    before.write_bytes(data)
+    high, low = processes.boot_id()
+    (log / "sync.failed").write_text(f"{high:016x}{low:016x} {int(doubtful.stem) - 1} 5\n")
+    made = doubtful.stat().st_ino
+    WALWriter(log).close()
+    assert doubtful.stat().st_ino != made
+    assert before.read_bytes() == data
+
+
+@pytest.mark.usefixtures("linux")
+def test_a_segment_has_its_new_name_on_disk_before_its_old_one_is_forgotten(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(log, COUNT)
+    made: list[str] = []
+
+    def told(name: str) -> Callable[..., Any]:
+        call = getattr(calls, name)
+
+        def tell(*args: Any, **kwargs: Any) -> Any:
+            made.append(name if name == "rename" else os.path.basename(os.readlink(f"/proc/self/fd/{args[0]}")))
+            return call(*args, **kwargs)
+
+        return tell
+
+    directory = Directory(log)
+    for name in ("rename", "fsync"):
+        monkeypatch.setattr(calls, name, told(name))
+    move_aside(directory, int(segment_files(log)[-1].stem))
+    directory.close()
+    assert made == ["rename", "quarantine"]

@@ -255,7 +255,7 @@ def test_a_writer_without_metrics_leaves_its_row_alone(log: Path) -> None:
     with WALWriter(log, SyncMode.FULL, metrics=False, name="silent") as writer:
         writer.put(b"key", b"value")
         (row,) = look(log).writers
-        assert (row.pid, row.name, row.entries) == (os.getpid(), "", 0)
+        assert (row.pid, row.name, row.entries, row.shares_row) == (os.getpid(), "", 0, False)
     assert (log / "metrics").read_bytes() == before
     assert look(log).writes_total == 2
 

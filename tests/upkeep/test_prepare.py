@@ -1,4 +1,4 @@
-"""The prepared segment: made once, whole or not at all, whatever a killed coordinator left."""
+"""Space made before it is needed: a segment whole or not at all, whatever a killed coordinator left; zeros ahead."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.format import layout
 from walpool import LogFull
 from walpool.system.calls import calls
-from walpool.system.files import Directory
-from walpool.upkeep.prepare import prepare
+from walpool.system.files import CREATE, Directory
+from walpool.upkeep.prepare import prepare, trim, write_ahead
 
 SIZE = 5_000
 
@@ -53,3 +54,24 @@ def test_without_room_there_is_none_and_the_answer_says_why(
     assert why.errno == errno.ENOSPC
     assert isinstance(why, LogFull) or call == "fdatasync"
     assert list(log.iterdir()) == []
+
+
+def test_zeros_are_written_ahead_once_for_many_frames_and_never_past_the_limit(directory: Directory) -> None:
+    with directory.open("segment", CREATE) as file:
+        assert write_ahead(file, 100, 1_000, 5_000) == file.size() == 1_100
+        assert write_ahead(file, 1_100, 1_000, 5_000) == file.size() == 1_100
+        assert write_ahead(file, 1_101, 1_000, 5_000) == file.size() == 2_101
+        assert write_ahead(file, 4_500, 1_000, 5_000) == file.size() == 5_000
+        assert file.read(5_000, 0) == bytes(5_000)
+
+
+@pytest.mark.parametrize(("behind", "stays"), [(b"", False), (bytes(100), False), (bytes(50) + b"evidence", True)])
+def test_zeros_behind_the_last_frame_are_given_back_and_all_else_stays(
+    directory: Directory, log: Path, behind: bytes, stays: bool
+) -> None:
+    data = layout.segment(1, layout.single(1, 3))
+    layout.write_segments(log, {1: data + behind, 4: layout.segment(4, [], sequence=2)})
+    trim(directory, 1, 4)
+    assert (log / layout.name(1)).read_bytes() == (data + behind if stays else data)
+    trim(directory, 1, 5)  # its frames do not reach up to there
+    assert (log / layout.name(1)).read_bytes() == (data + behind if stays else data)

@@ -10,6 +10,8 @@ from tests.format import layout
 from tests.read.logs import contents, copy_of, fill, leave_behind_tail, make, segment_files, spans, written
 from walpool import LogNotFound, RecoveryMode, UnsupportedVersion, WALReader, WALWriter
 from walpool.options import WriterOptions
+from walpool.read.source import Source
+from walpool.shared.catalog import Segment
 from walpool.upkeep.repair import repair
 from walpool.upkeep.verify import DAMAGE, EVIDENCE, GAP, TORN_TAIL, Finding, VerifyReport, verify
 
@@ -154,6 +156,42 @@ def test_only_the_gap_behind_a_segment_that_ends_early_says_how_a_copy_may_have_
     gaps = [finding for finding in verify(copy).findings if finding.kind == GAP]
     assert [finding.path for finding in gaps] == [str(file) for file in files[1:4]]
     assert ["walpool copy" in finding.reason for finding in gaps] == [False, True, False]
+
+
+def test_what_is_missing_at_the_beginning_and_retention_did_not_remove_is_a_gap(log: Path) -> None:
+    make(log, COUNT)
+    files = segment_files(log)
+    second = int(files[1].stem)
+    files[0].unlink()
+    (found,) = verify(log).findings
+    assert (found.kind, found.path, found.offset, found.lsn) == (GAP, str(files[1]), 0, second)
+    assert found.reason == f"LSN 1 to {second - 1} are missing, and retention has not removed them"
+
+
+@pytest.mark.parametrize("older_too", [False, True])
+def test_a_segment_that_goes_while_it_is_verified_is_a_gap_unless_those_before_it_went_too(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, older_too: bool
+) -> None:
+    """Retention takes the oldest first."""
+    files = segment_files(copy)
+    real = Source.open
+
+    def too_late(source: Source, first_lsn: int) -> Segment:
+        if first_lsn == int(files[1].stem):
+            for file in files[0 if older_too else 1 : 2]:
+                file.unlink(missing_ok=True)
+        return real(source, first_lsn)
+
+    monkeypatch.setattr(Source, "open", too_late)
+    found = [(each.kind, each.path, each.offset, each.reason) for each in verify(copy).findings]
+    if older_too:
+        assert found == []
+    else:
+        first, end = int(files[1].stem), int(files[2].stem)
+        assert found[0][:3] == (GAP, str(files[1]), 0)
+        assert found[0][3].startswith("the segment was removed while it was verified")
+        assert [(kind, path) for kind, path, *_ in found[1:]] == [(GAP, str(files[2]))]
+        assert found[1][3].startswith(f"LSN {first} to {end - 1} are missing")
 
 
 def test_what_retention_removed_is_no_gap(copy: Path) -> None:

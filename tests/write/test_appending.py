@@ -174,6 +174,23 @@ def test_a_batch_is_one_frame(log: Path, writer: WALWriter) -> None:
         assert [(found.first_lsn, found.count) for found in reader.batches()] == [(1, 1000), (1001, 3)]
 
 
+def test_a_batch_takes_entries_inside_of_its_one_block_only(log: Path, writer: WALWriter) -> None:
+    batch = writer.batch()
+    uses = [lambda: batch.put(b"k", b"v"), lambda: batch.delete(b"k"), lambda: batch.append(WALEntry.put(b"k", b"v"))]
+    for use in uses:
+        with pytest.raises(RuntimeError, match="inside its `with` block only"):
+            use()
+    with batch:
+        for use in uses:
+            use()
+    for use in uses:
+        with pytest.raises(RuntimeError, match="inside its `with` block only"):
+            use()
+    with pytest.raises(RuntimeError, match="one `with` block"), batch:
+        pass
+    assert (len(batch), batch.lsns, writer.metrics.snapshot().next_lsn) == (3, range(1, 4), 4)
+
+
 def test_a_batch_whose_block_raises_appends_nothing(log: Path, writer: WALWriter) -> None:
     writer.put(b"before", b"")
     size = writer.size

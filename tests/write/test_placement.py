@@ -7,12 +7,15 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.support import Channel, Start, read_log
 from walpool import IOFailed, UnsafeLog, WALError, WALWriter
+from walpool.options import WriterOptions
+from walpool.write.validate import check_options
 
 NAMES = ["control", "append.lock", "sync.lock", "slots.lock", "maintenance.lock"]
 FIRST, SECOND = f"{1:020d}.wal", f"{2:020d}.wal"
@@ -73,6 +76,16 @@ def test_a_group_may_write_if_the_mode_says_so(log: Path) -> None:
     with WALWriter(log, mode=0o660) as writer:
         writer.put(b"k", b"v")
     assert set(modes(log).values()) <= {0o660, 0o600}
+
+
+@pytest.mark.parametrize(
+    ("mode", "possible"),
+    [(0o600, True), (0o601, True), (0o664, True), (0o775, True), (0o1600, False), (0o400, False), (0o200, False),
+     (0o602, False), (0o666, False), (0o777, False)],
+)  # fmt: skip
+def test_a_mode_is_possible_if_the_owner_can_use_it_and_not_all_can_write(mode: int, possible: bool) -> None:
+    with nullcontext() if possible else pytest.raises(ValueError, match="never writable by all"):
+        check_options(WriterOptions(mode=mode))
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:

@@ -101,6 +101,22 @@ def test_a_normal_append_is_durable_after_sync(log: Path) -> None:
         assert writer.sync() == 9
 
 
+def test_a_sync_that_cannot_be_tried_says_why_and_can_be_tried_again(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WALWriter(log) as writer:
+        writer.put(b"k", b"v")
+
+        def none_left(*args: object, **kwargs: object) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patch, pytest.raises(SyncFailed, match="tries again") as failed:
+            patch.setattr(calls, "open", none_left)
+            writer.sync()
+        assert failed.value.errno == errno.EMFILE
+        assert writer.sync() == 1
+
+
 def test_sync_makes_durable_what_lies_in_several_segments(log: Path) -> None:
     with WALWriter(log, size_limit=200) as writer:
         for _ in range(20):
