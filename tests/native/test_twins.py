@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
@@ -279,6 +280,28 @@ def test_the_core_sums_as_the_package_does() -> None:
             for before in (0, 1, 0xFFFFFFFF, 0x5EEDF00D):
                 wanted = crc32c(part, before)
                 assert core.crc32c(part, before) == core.table_crc32c(part, before) == wanted, (start, size)
+
+
+@pytest.mark.parametrize("what", ["crc32c", "read_frame"])
+def test_a_large_sum_lets_other_threads_run(what: str) -> None:
+    core = select.core
+    assert core is not None
+    data = frame(1, [(layout.PUT, b"k", bytes(8 << 20), 1)])
+    go, ran = threading.Event(), []
+    other = threading.Thread(target=lambda: ran.append(go.wait(60)))
+    interval = sys.getswitchinterval()
+    other.start()
+    try:
+        sys.setswitchinterval(1000)  # from now on a thread runs until it waits, or lets others run
+        go.set()
+        for _ in range(2000):
+            core.crc32c(data) if what == "crc32c" else read_frame(data, 0, MARKER, 1)
+            if ran:
+                break
+        assert ran
+    finally:
+        sys.setswitchinterval(interval)
+        other.join()
 
 
 # Memory

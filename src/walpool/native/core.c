@@ -61,7 +61,12 @@ static PyObject *twin(PyObject *module, PyObject *args)
     return found;
 }
 
-static PyObject *summed(PyObject *args, uint32_t (*raw)(uint32_t, const unsigned char *, size_t))
+static uint32_t by_table(uint32_t crc, const unsigned char *at, size_t size)
+{
+    return ~raw_by_table(~crc, at, size);
+}
+
+static PyObject *summed(PyObject *args, uint32_t (*sum)(uint32_t, const unsigned char *, size_t))
 {
     PyObject *data;
     unsigned int crc = 0;
@@ -72,7 +77,7 @@ static PyObject *summed(PyObject *args, uint32_t (*raw)(uint32_t, const unsigned
         PyErr_SetString(PyExc_TypeError, "data must be bytes, bytearray or a memoryview of bytes");
         return NULL;
     }
-    crc = ~raw(~crc, lent.data, lent.size);
+    crc = sum(crc, lent.data, lent.size);
     give_back(&lent);
     return PyLong_FromUnsignedLong(crc);
 }
@@ -80,13 +85,13 @@ static PyObject *summed(PyObject *args, uint32_t (*raw)(uint32_t, const unsigned
 static PyObject *crc32c_of(PyObject *module, PyObject *args)
 {
     (void)module;
-    return summed(args, raw_crc);
+    return summed(args, crc32c);
 }
 
 static PyObject *table_crc32c_of(PyObject *module, PyObject *args)
 {
     (void)module;
-    return summed(args, raw_by_table);
+    return summed(args, by_table);
 }
 
 static PyMethodDef functions[] = {

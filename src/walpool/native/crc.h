@@ -12,7 +12,8 @@
 #include "bytes.h"
 
 #define POLYNOMIAL 0x82F63B78u
-#define LANE 512 /* bytes */
+#define LANE 512                  /* bytes */
+#define PATIENT_BYTES (64u << 10) /* so many are summed without keeping other threads waiting */
 
 static uint32_t of_byte[8][256];   /* of a byte that so many zero bytes follow */
 static uint32_t behind_lane[4][256]; /* what a lane of zeros makes of a value, for each of its bytes */
@@ -106,9 +107,15 @@ WITH_CRC static uint32_t raw_by_hardware(uint32_t crc, const unsigned char *at, 
 }
 #endif
 
+/* Of bytes that are lent: see bytes.h. The interpreter's lock is let go of here, and nowhere else. */
 static inline uint32_t crc32c(uint32_t crc, const unsigned char *at, size_t size)
 {
-    return ~raw_crc(~crc, at, size);
+    if (size < PATIENT_BYTES)
+        return ~raw_crc(~crc, at, size);
+    Py_BEGIN_ALLOW_THREADS
+    crc = ~raw_crc(~crc, at, size);
+    Py_END_ALLOW_THREADS
+    return crc;
 }
 
 /* Fill the tables, and choose; the name of the way that was chosen. */

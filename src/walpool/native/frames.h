@@ -11,7 +11,6 @@
 #define FRAME_BYTES 48u
 #define MAX_LSN ((1ull << 63) - 1)
 #define RUN_BYTES (64u << 10) /* of frames whose entries are made in one call: see format/run.py */
-#define PATIENT_BYTES (64u << 10) /* a body that is summed without keeping other threads waiting */
 
 typedef struct {
     uint32_t body_bytes, count;
@@ -38,14 +37,7 @@ static int is_frame(const unsigned char *at, size_t available, uint64_t remainin
         return 0;
     if ((lsn && frame->first_lsn != lsn) || frame->first_lsn > MAX_LSN - frame->count)
         return 0;
-    uint32_t crc;
-    if (frame->body_bytes >= PATIENT_BYTES) {
-        Py_BEGIN_ALLOW_THREADS
-        crc = crc32c(marker, at + FRAME_BYTES, frame->body_bytes);
-        Py_END_ALLOW_THREADS
-    } else {
-        crc = crc32c(marker, at + FRAME_BYTES, frame->body_bytes);
-    }
+    uint32_t crc = crc32c(marker, at + FRAME_BYTES, frame->body_bytes);
     if (crc32c(crc, at + 8, FRAME_BYTES - 8) != load32(at + 4))
         return 0;
     return load32(at + 40) == frame->body_bytes || frame->flags;
