@@ -409,6 +409,27 @@ def test_who_counts_in_the_middle_of_counting_neither_waits_nor_loses(log: Path)
         assert found.sync_duration.sum == pytest.approx(times * 40 * 256e-9)
 
 
+def test_the_text_of_an_error_has_no_length_while_it_is_changed(log: Path) -> None:
+    """Whoever looks meanwhile reads no text, and never the half of one."""
+    with WALWriter(log) as writer:
+        row = writer._handle.open().row
+        assert row is not None
+        stored: list[tuple[int, int]] = []
+
+        class Told:
+            def __setitem__(self, at: int, word: int) -> None:
+                stored.append((at, word))
+
+        row.failed("other", "an error that was there before")
+        words, row.words = row.words, Told()
+        row.add = lambda *_: None
+        row.failed("other", "another")
+        row.words = words
+        del row.add
+    lengths = [(number, word) for number, (at, word) in enumerate(stored) if at == slot_rows.ERROR_LENGTH]
+    assert lengths == [(0, 0), (len(stored) - 1, len("another"))]
+
+
 def test_the_text_of_an_error_that_is_told_in_the_middle_of_another_is_whole(log: Path) -> None:
     with WALWriter(log, name="it") as writer:
         row = writer._handle.session.row
