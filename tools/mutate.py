@@ -5,10 +5,11 @@
 A mutant is a comparison turned round or moved by one, a constant that is one more, `and` for `or`, a `not` less, a
 statement left out, or two neighbours that changed places. It is let loose on the tests that reach its line (see
 tools/reached.py), those of its room first and of them the quickest, until one fails or they have taken their time;
-then on all tests of its room. A line that no test reaches is a survivor at once. Who lives is either a hole in the
-tests (write one; of a kind that could come back, also a bug in tests/crash/seeded.py), a line that nobody needs, or no
-change at all: those stand in tools/equivalent_mutants.txt, each with its reason. With --report the figures go into
-tools/mutants.json, and from there, by `python tools/prove_doc.py`, into the reliability report.
+then on all tests of its room and on those of names and defaults. A line that no test reaches is a survivor at once. Who
+lives is either a hole in the tests (write one; of a kind that could come back, also a bug in tests/crash/seeded.py), a
+line that nobody needs, or no change at all: those stand in tools/equivalent_mutants.txt, each with its reason. With
+--report the figures go into tools/mutants.json, and from there, by `python tools/prove_doc.py`, into the reliability
+report.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"
 FIGURES = ROOT / "tools" / "mutants.json"
 ROOMS = ("format", "shared", "read", "opening", "upkeep", "staging", "write")
 REACHING_S = 20.0  # of those that reach a line, as many tests as take so long together
+SURFACE = "tests/test_surface.py"  # what is promised of names and defaults, of whatever is reached
 EACH_S = 25.0  # one of them that takes longer hangs
 SLACK_S = 30.0  # what hangs is noticed after so long, and four times what its tests take
 LONGEST_S = 240.0
@@ -181,12 +183,8 @@ def lives(mutant: Mutant, reached: Reached, *, quick: bool = False) -> str | Non
     if chosen and notices(mutant, chosen, SLACK_S + 4 * reached.seconds(chosen), EACH_S):
         return None
     room = ROOT / "tests" / mutant.file.split("/")[0]
-    if (
-        not quick
-        and room.exists()
-        and len(chosen) < len(tests)
-        and notices(mutant, [f"tests/{room.name}"], LONGEST_S, LONGEST_S)
-    ):
+    more = [SURFACE, *([f"tests/{room.name}"] if room.exists() and len(chosen) < len(tests) and not quick else [])]
+    if notices(mutant, more, LONGEST_S, LONGEST_S):
         return None
     return f"{len(chosen)} of {len(tests)} tests that reach it passed"
 

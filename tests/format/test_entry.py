@@ -1,6 +1,7 @@
 """Entries: what is taken, what is refused before a byte is written, and the stand-alone encoding."""
 
 import array
+import struct
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -406,3 +407,22 @@ def test_a_batch_is_refused_for_an_entry_over_a_limit_wherever_it_stands(entry: 
     large = [WALEntry.put(b"large", bytes(MAX_VALUE_BYTES))] * min(others, 1) + [WALEntry.put(b"small", b"1")] * others
     with pytest.raises(EntryTooLarge):
         encode_entries([entry, *large] if at == "first" else [*large, entry])
+
+
+@pytest.mark.parametrize(
+    ("operation", "key_bytes", "value_bytes", "reason"),
+    [
+        (3, 1, 1, "an entry of the frame has the unknown operation 3"),
+        (15, 1, 1, "an entry of the frame has the unknown operation 15"),
+        (1, (1 << 20) + 1, 1, "an entry of the frame has impossible lengths 1048577, 1"),
+        (2, 1, (10 << 20) + 1, "an entry of the frame has impossible lengths 1, 10485761"),
+    ],
+)
+def test_an_entry_that_cannot_be_says_what_it_claims(
+    operation: int, key_bytes: int, value_bytes: int, reason: str
+) -> None:
+    body = struct.pack("<IIQ", operation << 28 | key_bytes, value_bytes, 0) + b"kv"
+    for judge in (lambda: check_body(body, 0, len(body), 1), lambda: decode_body(body, 0, len(body), 1, 1)):
+        with pytest.raises(BodyError) as refused:
+            judge()
+        assert refused.value.reason == reason

@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -620,3 +621,21 @@ def test_a_segment_has_its_new_name_on_disk_before_its_old_one_is_forgotten(
     move_aside(directory, int(segment_files(log)[-1].stem))
     directory.close()
     assert made == ["rename", "quarantine"]
+
+
+def test_a_recovery_that_cut_says_where_the_log_ends_now_and_why(log: Path) -> None:
+    torn_tail(log)
+    with WALWriter(log) as writer:
+        report = writer.recovery_report
+        last_lsn = writer.metrics.snapshot().next_lsn - 1
+    assert report is not None
+    assert report.cut is not None
+    assert report.told("events") == [
+        f"events: recovered; the log ends at LSN {last_lsn} because of damage at offset {report.cut.offset} of"
+        f" {report.cut.path}: {report.cut.reason}; 0 intact entries lie behind it and are kept as evidence"
+    ]
+    for value, name in ((report, "next_lsn"), (report.cut, "offset")):
+        assert hash(value) == hash(replace(value))
+        assert not hasattr(value, "__dict__")
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, 0)

@@ -21,6 +21,7 @@ from tests.support import DEADLINE_S, Channel, Start, run_threads, until
 from walpool import LogBusy, LogFull, SyncMode, WALEntry, WALMetrics, WALWriter
 from walpool.shared import slot_rows
 from walpool.shared.figures.fields import WriterRow
+from walpool.shared.figures.histogram import bucket_of
 from walpool.shared.figures.snapshot import Snapshot
 from walpool.shared.slot_rows import CLAIMS, ROW_BYTES, SlotRow
 from walpool.system.calls import calls
@@ -63,15 +64,17 @@ def test_histograms_count_every_append(log: Path) -> None:
     with WALWriter(log, SyncMode.FULL) as writer:
         for _ in range(10):
             writer.put(b"key", b"value")
-        writer.append_batch([WALEntry.put(b"k", b"v")] * 500)
+        for count in (2, 500):
+            writer.append_batch([WALEntry.put(b"k", b"v")] * count)
         found = look(log)
-    assert found.batch_entries.count == found.batches_total == 11
-    assert found.batch_entries.sum == found.writes_total == 510
+    assert found.batch_entries.count == found.batches_total == 12
+    assert [found.batch_entries.counts[bucket_of(count)] for count in (1, 2, 500)] == [10, 1, 1]
+    assert found.batch_entries.sum == found.writes_total == 512
     assert found.batch_entries.quantile(0.5) == 1.0
     assert found.batch_entries.max == pytest.approx(500, rel=0.032)
-    assert found.lock_wait.count == 11 and found.lock_waits == 0 and found.lock_wait.max == 0.0
-    assert found.sync_duration.count == found.sync_total == 11
-    assert found.sync_duration.sum == pytest.approx(found.sync_seconds_total, rel=0.1, abs=11 * 256e-9)
+    assert found.lock_wait.count == 12 and found.lock_waits == 0 and found.lock_wait.max == 0.0
+    assert found.sync_duration.count == found.sync_total == 12
+    assert found.sync_duration.sum == pytest.approx(found.sync_seconds_total, rel=0.1, abs=12 * 256e-9)
     assert found.append_duration.count >= 1
 
 
@@ -426,6 +429,27 @@ def test_who_counts_in_the_middle_of_counting_neither_waits_nor_loses(log: Path)
         assert row_of(log, "it").sync_waits == 2 * times
         assert found.sync_duration.count == times
         assert found.sync_duration.sum == pytest.approx(times * 40 * 256e-9)
+
+
+def test_the_text_of_an_error_has_no_length_while_it_is_changed(log: Path) -> None:
+    """Whoever looks meanwhile reads no text, and never the half of one."""
+    with WALWriter(log) as writer:
+        row = writer._handle.open().row
+        assert row is not None
+        stored: list[tuple[int, int]] = []
+
+        class Told:
+            def __setitem__(self, at: int, word: int) -> None:
+                stored.append((at, word))
+
+        row.failed("other", "an error that was there before")
+        words, row.words = row.words, Told()
+        row.add = lambda *_: None
+        row.failed("other", "another")
+        row.words = words
+        del row.add
+    lengths = [(number, word) for number, (at, word) in enumerate(stored) if at == slot_rows.ERROR_LENGTH]
+    assert lengths == [(0, 0), (len(stored) - 1, len("another"))]
 
 
 def test_the_text_of_an_error_that_is_told_in_the_middle_of_another_is_whole(log: Path) -> None:

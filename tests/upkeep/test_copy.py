@@ -481,3 +481,12 @@ def test_a_copy_in_the_moment_of_a_recovery_begins_again(memory: Path) -> None:
         shutil.rmtree(log)
         number += 1
     assert number > 10
+
+
+def test_what_is_missing_before_a_segment_that_was_being_made_is_damage_and_no_end(tmp_path: Path) -> None:
+    """The torn header says where that segment would begin: up to there its predecessor has to reach."""
+    log = layout.write_segments(tmp_path / "log", {1: layout.segment(1, layout.single(1, 3)), 5: b"WALPOOL"})
+    with pytest.raises(CorruptLog):
+        walpool.copy(log, tmp_path / "copy")
+    (log / layout.name(5)).rename(log / layout.name(4))
+    assert walpool.copy(log, tmp_path / "copy").next_lsn == 4

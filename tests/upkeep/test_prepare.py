@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,19 @@ def test_a_segment_is_prepared_in_place_of_what_a_killed_coordinator_left(direct
     assert prepare(directory, SIZE, 0o600) is None
     assert [path.name for path in log.iterdir()] == ["next.segment"]
     assert (log / "next.segment").read_bytes() == bytes(SIZE)
+
+
+def test_its_zeros_are_on_disk_before_it_has_its_name(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def told(name: str) -> Callable[..., Any]:
+        call = getattr(calls, name)
+        return lambda *args, **kwargs: (made.append(name), call(*args, **kwargs))[1]
+
+    for name in ("pwrite", "fdatasync", "rename"):
+        monkeypatch.setattr(calls, name, told(name))
+    prepare(directory, SIZE, 0o600)
+    assert made == ["pwrite", "fdatasync", "rename"]
 
 
 def test_one_that_is_there_stays(directory: Directory, log: Path) -> None:

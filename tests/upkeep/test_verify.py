@@ -40,6 +40,7 @@ def test_a_sound_log_is_without_a_finding(log: Path, copy: Path) -> None:
     for path, live in ((log, True), (copy, False)):
         report = verify(path)
         assert (report.findings, report.damaged, report.live) == ([], False, live)
+        assert not hasattr(report, "__dict__")
         assert (report.entries, report.batches) == (COUNT, len(frames))
         assert report.bytes == sum(span.end - span.offset for span in frames)
         assert (report.first_lsn, report.next_lsn) == (1, COUNT + 1)

@@ -14,6 +14,7 @@ import pytest
 from tests.support import DEADLINE_S, Channel, Start, keys, reap, run_threads, until
 from walpool import LogFull, SyncFailed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
 from walpool.system.calls import calls
+from walpool.write.committer import Committer
 
 FOR_EVER = 3600.0  # seconds that buffered entries linger, where nothing but the test is to append them
 
@@ -99,6 +100,19 @@ def test_a_normal_append_is_durable_after_sync(log: Path) -> None:
         assert writer.sync() == 9
         assert durable_lsn(log) == 9
         assert writer.sync() == 9
+
+
+def test_a_bug_in_a_sync_is_not_taken_for_a_fork(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is forked in the middle of one finds its words released: ValueError, too."""
+    with WALWriter(log, SyncMode.FULL) as writer:
+
+        def wrong(committer: Committer, lsn: int) -> int:
+            monkeypatch.undo()
+            raise ValueError("ours")
+
+        monkeypatch.setattr(Committer, "settle", wrong)
+        with pytest.raises(ValueError, match="ours"):
+            writer.put(b"k", b"v")
 
 
 def test_a_sync_that_cannot_be_tried_says_why_and_can_be_tried_again(
