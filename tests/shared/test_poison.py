@@ -9,7 +9,7 @@ import pytest
 from tests.read.logs import SEGMENT_BYTES, entries, fill, make, read
 from walpool import WALWriter
 from walpool.format.names import MAX_LSN, SYNC_FAILED
-from walpool.shared.poison import first_doubtful
+from walpool.shared.poison import first_doubtful, poison
 from walpool.system import processes
 from walpool.system.files import Directory
 
@@ -41,3 +41,21 @@ def test_a_mark_calls_doubtful_what_is_above_its_lsn(log: Path, stated: int) -> 
     with WALWriter(log) as writer:
         fill(writer, 3)
     assert read(log).entries == entries(1, COUNT + 4)
+
+
+def test_the_mark_alone_says_from_where_on_a_failed_sync_leaves_doubt(log: Path) -> None:
+    """When the control block, which says it too, is gone by then."""
+    with WALWriter(log) as writer:
+        fill(writer, 5)
+        writer.sync()
+        fill(writer, 5)
+        opened = writer._handle.open().log
+        poison(opened.directory, opened.control, 28)
+    (log / "control").unlink()
+    directory = Directory(log)
+    assert first_doubtful(directory, None) == 6
+    assert (log / SYNC_FAILED).read_bytes().split()[1:] == [b"5", b"28"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "boot_id", lambda: (1, 2))
+        assert first_doubtful(directory, None) is None, "after a boot nothing is in the cache that is not on disk"
+    directory.close()

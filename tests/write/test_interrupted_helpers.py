@@ -90,6 +90,23 @@ def test_no_coordinator_outlives_its_writer_though_its_start_was_interrupted(
     assert [thread for thread in threading.enumerate() if thread.name == "walpool-coordinator"] == []
 
 
+def test_an_interrupt_behind_the_publication_reaches_the_caller_and_the_entry_is_there(tmp_path: Path) -> None:
+    with WALWriter(tmp_path / "log") as writer:
+        appender = writer._handle.open().appender
+        real = appender._unlock
+
+        def unlock(fd: int, operation: int) -> None:
+            appender._unlock = real
+            real(fd, operation)
+            raise Interrupt
+
+        appender._unlock = unlock
+        with pytest.raises(Interrupt):
+            writer.put(b"in doubt", b"")
+        assert writer.put(b"key", b"value") == 2
+    assert [entry.key for entry in WALReader(tmp_path / "log")] == [b"in doubt", b"key"]
+
+
 def test_a_coordinator_that_was_never_asked_for_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

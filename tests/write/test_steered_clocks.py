@@ -248,6 +248,7 @@ STEPS = {each.__name__: each for each in (Story.put, Story.rotate, Story.sync, S
 )
 @example(steps=[("goes on", "goes on", "put"), ("is set back", "goes on", "put")])
 @example(steps=[("goes on", "goes on", "put"), ("goes on", "goes on", "rotate"), ("goes on", "goes on", "put")])
+@example(steps=[("goes on", "goes on", "put"), ("goes on", "goes on", "rotate"), ("stands still", "goes on", "put")])
 @given(steps=st.lists(
     st.tuples(st.sampled_from([*WALL]), st.sampled_from([*MONOTONIC_S]), st.sampled_from([*STEPS])), max_size=12
 ))  # fmt: skip

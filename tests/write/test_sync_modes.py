@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,23 @@ def test_a_normal_append_is_durable_after_sync(log: Path) -> None:
         assert writer.sync() == 9
         assert durable_lsn(log) == 9
         assert writer.sync() == 9
+
+
+def test_who_finds_at_the_last_moment_that_it_is_durable_is_not_too_late(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer's sync ends between the look at the clock and the lock."""
+    with WALWriter(log, lock_timeout=0.0) as writer, WALWriter(log) as other:
+        writer.put(b"k", b"v")
+        lock = writer._handle.open().log.sync_lock
+        try_run = lock.try_run
+
+        def at_last(body: Callable[[], Any]) -> Any:
+            assert other.sync() == 1
+            return try_run(body)
+
+        monkeypatch.setattr(lock, "try_run", at_last)
+        assert writer.sync() == 1
 
 
 def test_a_bug_in_a_sync_is_not_taken_for_a_fork(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
