@@ -100,8 +100,8 @@ class Histogram:
         A bound is 2**exponent units. Of whole entries it is one less: then it is exact.
 
         Args:
-            exponents: of 2; with range(2, 28) the bounds of seconds go from 1 us to 34 s. From 28 on, what the last bucket
-                counts would be missing.
+            exponents: of 2; with range(2, 28) the bounds of seconds go from 1 us to 34 s. A bound from 28 on leaves
+                out what the last bucket counts.
         """
         less = 1 if self.unit == 1.0 else 0
         return [((2**at - less) * self.unit, sum(self.counts[: bucket_of(2**at)])) for at in exponents]
