@@ -72,6 +72,8 @@ def parts(bugs: int) -> list[Part]:
         Part("interrupts", "exceptions raised by a signal handler at any moment", 10_000, 40_000,
              "tests.crash.test_interrupts", "interrupts"),
         Part("fuzzer's inputs", "executions guided by coverage (atheris), all targets together", 400_000, 1_200_000),
+        Part("steps beside the model", "whatever counts, and each figure after it, as a model has it", 1_500, 30_000,
+             "tests.shared.metrics_play", "steps"),
         Part("rounds of stress", "processes × threads × modes, with followers, retention, a monitor and kills", 1, 10,
              "tests.processes.stress", "rounds", disk=True),
         Part("cuts of real file systems", "ext4, XFS and Btrfs shut down, or their device, under four writers", 20, 100,

@@ -100,3 +100,16 @@ def test_cumulative_buckets_end_with_all() -> None:
     assert [count for _, count in bounds] == [2, 3, 4, 5]
     assert all(low < high for (low, _), (high, _) in pairwise(bounds))
     assert bounds[0][0] == 1.0 and bounds[-1][0] >= 70_000
+
+
+@given(MANY | st.lists(st.integers(0, 1 << 30), min_size=1))
+def test_each_bound_that_prometheus_is_told_has_all_below_it(values: list[int]) -> None:
+    """Also beside values that are beyond the buckets."""
+    exponents = pytest.importorskip("walpool.integrations.prometheus").TIME_EXPONENTS
+    found = Histogram(histogram(values).counts)
+    for (_, count), exponent in zip(found.cumulative(exponents), exponents, strict=True):
+        assert count == sum(value < 1 << exponent for value in values)
+
+
+def test_the_last_bucket_has_no_upper_bound() -> None:
+    assert histogram([1, 1 << 29]).buckets() == [(1.0, 1), (math.inf, 2)]

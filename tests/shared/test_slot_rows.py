@@ -10,6 +10,8 @@ import os
 import random
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from tests.shared.test_metrics import interrupted
 from tests.support import DEADLINE_S, Channel, Start, run_threads, until
 from walpool import LogBusy, LogFull, SyncMode, WALEntry, WALMetrics, WALWriter
 from walpool.shared import slot_rows
-from walpool.shared.figures.fields import WriterRow
+from walpool.shared.control import LEADING
+from walpool.shared.figures.fields import OF_LOG, Kind, WriterRow
 from walpool.shared.figures.histogram import bucket_of
 from walpool.shared.figures.snapshot import Snapshot
 from walpool.shared.slot_rows import CLAIMS, ROW_BYTES, SlotRow
@@ -218,26 +221,116 @@ def test_a_killed_writer_holds_nothing(child: Start, log: Path) -> None:
         assert metrics.snapshot().lock_holder is None
 
 
-def test_who_could_not_append_holds_nothing(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in the figures nor in what is told of the holder to somebody who waits for the lock."""
+def test_a_killed_writer_holds_nothing_in_the_name_of_who_has_its_slot_now(child: Start, log: Path) -> None:
+    with WALWriter(log) as waiting:
+        holder = child(workers.stand_inside, log)
+        assert holder.receive() == "inside"
+        holder.kill()
+        holder.died()
+        with WALWriter(log, lock_timeout=0.0) as heir:
+            found = look(log)
+            assert [row.slot for row in found.writers] == [0, 1]
+            assert found.lock_holder is None
+            assert "in the middle of an append" not in told_while_the_lock_is_held(log, heir)
+            assert waiting.put(b"key", b"value") == heir.sync()
 
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(calls, "pwrite", lambda fd, *rest: write(fd, *rest))
-        write = os.pwrite
-        writer = WALWriter(log)
-        write = full  # type: ignore[assignment]
-        with pytest.raises(LogFull):
-            writer.put(b"key", b"value")
-    assert look(log).lock_holder is None
-    with WALWriter(log, lock_timeout=0.0) as other, (log / "append.lock").open("rb") as held:
+def told_while_the_lock_is_held(log: Path, impatient: WALWriter) -> str:
+    with (log / "append.lock").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(LogBusy) as caught:
+            impatient.put(b"key", b"value")
+    return str(caught.value)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Of what is opened from now on the disk is full, or not."""
+    now = [""]
+
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        if now[0] == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.pwrite(fd, data, at)
+
+    monkeypatch.setattr(calls, "pwrite", pwrite)
+    return lambda word: now.__setitem__(0, word)
+
+
+def test_who_could_not_append_holds_nothing(log: Path, disk: Callable[[str], None]) -> None:
+    """Neither in the figures nor in what is told of the holder to somebody who waits for the lock."""
+    with WALWriter(log) as writer, WALWriter(log, lock_timeout=0.0) as other:
+        disk("full")
+        with pytest.raises(LogFull):
+            writer.put(b"key", b"value")
+        assert look(log).lock_holder is None
+        assert "in the middle of an append" not in told_while_the_lock_is_held(log, other)
+
+
+def test_who_could_not_append_has_not_appended(log: Path, disk: Callable[[str], None]) -> None:
+    with WALWriter(log, name="it") as writer:
+        disk("full")
+        with pytest.raises(LogFull):
+            writer.put(b"key", b"value")
+        assert row_of(log, "it").last_append_at == 0.0
+        disk("well")
+        began = time.time()
+        writer.put(b"key", b"value")
+        appended_at = row_of(log, "it").last_append_at
+        assert began - 0.1 <= appended_at <= time.time()
+        writer.rotate()
+        assert row_of(log, "it").last_append_at == appended_at
+
+
+def test_a_slot_that_somebody_has_had_since_shows_no_killed_writer(child: Start, log: Path) -> None:
+    """Whether that one counted or not."""
+    with WALWriter(log):
+        writer = child(append_and_wait, log, 1, "killed")
+        assert writer.receive() == "appended"
+        writer.kill()
+        writer.died()
+        assert [row.name for row in look(log).killed_writers] == ["killed"]
+        WALWriter(log, metrics=False).close()
+        assert look(log).killed_writers == ()
+
+
+def test_where_nobody_counts_histograms_have_the_units_that_they_have_elsewhere(log: Path) -> None:
+    with WALWriter(log, metrics=False) as writer:
+        before = writer.metrics.snapshot()
+        with WALWriter(log) as other:
             other.put(b"key", b"value")
-    assert "in the middle of an append" not in str(caught.value)
-    writer.close()
+        after = writer.metrics.snapshot()
+    for name, figure in OF_LOG.items():
+        if figure.kind is Kind.HISTOGRAM:
+            assert getattr(before, name).unit == getattr(after, name).unit, name
+
+
+def test_who_waits_for_a_leader_that_was_killed_and_leads_then_has_had_no_other(log: Path) -> None:
+    with WALWriter(log, name="it") as writer:
+        writer.put(b"key", b"value")
+        writer._handle.open().log.control.words[LEADING] = 7  # as a killed one leaves it
+        writer.sync()
+        row = row_of(log, "it")
+        assert (row.syncs_led, row.sync_waits) == (1, 0)
+
+
+def test_an_append_that_another_made_durable_at_the_last_moment_does_not_fail(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WALWriter(log) as other, WALWriter(log, SyncMode.FULL, lock_timeout=0.0, name="it") as writer:
+        real = calls.flock
+        sync_lock = writer._handle.open().log.sync_lock.fd
+
+        def flock(fd: int, operation: int) -> None:
+            if fd == sync_lock and operation != fcntl.LOCK_UN:
+                other.sync()
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            real(fd, operation)
+
+        monkeypatch.setattr(calls, "flock", flock)
+        assert writer.put(b"key", b"value") == 1
+        row = row_of(log, "it")
+        assert (row.syncs_led, row.sync_waits, row.failures) == (0, 1, 0)
 
 
 def test_what_is_buffered_shows(log: Path) -> None:

@@ -137,6 +137,14 @@ def test_writers_with_different_limits_each_keep_their_own(log: Path) -> None:
         assert len(sizes(log)) == 3
 
 
+def test_a_smaller_limit_is_kept_where_zeros_were_written_further_ahead(log: Path) -> None:
+    with WALWriter(log, SyncMode.FULL, 4096) as far, WALWriter(log, SyncMode.FULL, 300) as near:
+        far.put(b"k", b"v")
+        for _ in range(5):
+            near.put(b"k", b"v" * 60)
+            assert near.size <= 300
+
+
 def test_rotate_seals_the_segment_now(log: Path) -> None:
     with WALWriter(log) as writer:
         writer.rotate()

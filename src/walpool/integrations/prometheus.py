@@ -28,7 +28,7 @@ from walpool.shared.figures.histogram import Histogram
 from walpool.shared.figures.snapshot import Snapshot
 from walpool.shared.metrics import WALMetrics
 
-TIME_EXPONENTS = range(2, 29)  # bounds of 1 us to 69 s, each twice the one before
+TIME_EXPONENTS = range(2, 28)  # bounds of 1 us to 34 s, each twice the one before
 COUNT_EXPONENTS = range(1, 21)  # 1, 3, 7, ... to a million entries
 
 

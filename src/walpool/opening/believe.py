@@ -7,8 +7,8 @@ first "no" ControlUnusable is raised, and the block is made again from the segme
 reading of the log's end; to believe a bad one costs entries. So in doubt it is not believed.
 
 Holds: the look costs the same for every size of log: at the last frame, the place behind it, and the names. It changes
-nothing but what a killed process left half done: a frame that lacks the last store is put in force, and a rotation is
-marked, for whoever appends next.
+nothing but what a killed process left half done: a frame that lacks the last store is put in force, a rotation is
+marked, for whoever appends next, and an append that was under way is nobody's: its slot is given again.
 Lock: append.
 """
 
@@ -54,6 +54,7 @@ def believe(directory: Directory, control: Control, slots_lock: File) -> Segment
             # A rotation was killed between making the next segment and publishing it. Whoever appends next finishes it
             # first: a frame in the old segment would have an LSN that belongs to the new one.
             control.halves[ROTATING] = 1
+        control.forget_who_was_appending()
     except BaseException:
         segment.file.close()
         raise

@@ -16,7 +16,7 @@ byte order. One writer per word; `stored under` names its lock:
    10-12  lock inodes     creation       of append.lock, sync.lock, slots.lock: a replaced lock file is noticed
       16  commit          append         which state copy counts (commit & 1), and how often it changed
       17  intent          append         low 48 bits: commit + 1 while an append is under way: a killed one leaves it
-                                         so; high 16 bits: the slot of the writer that set it
+                                         so; high 16 bits: the slot of the writer that set it, or NOBODY
       24  durable LSN     sync           everything at or below it is on disk
       25  syncs           sync           how many syncs leaders made
       26  sync time       sync           ns they took together
@@ -59,6 +59,7 @@ _HEAD_BYTES = 13 * WORD
 LOCKS = (APPEND_LOCK, SYNC_LOCK, SLOTS_LOCK)
 COMMIT, INTENT = 16, 17
 INTENT_SLOT_BITS = 48
+NOBODY = (1 << 16) - 1  # in place of a slot: whoever set it is dead, and its slot may be another's by now
 DURABLE, SYNCS, SYNC_NS, LEADING, LAST_SYNC_NS, EXPECTED, SYNCED_BATCHES, SYNC_ERRNO = range(24, 32)
 COPIES = (32 * WORD, 48 * WORD)  # byte offsets of state A and B
 GROWTH, SYNC_OVER = 64, 72  # of Wakeups; each in a cache line of its own
@@ -195,6 +196,11 @@ class Control:
         """The slot of the writer whose append is, or was when it was killed, under way since `commit`."""
         slot, intent = divmod(self.words[INTENT], 1 << INTENT_SLOT_BITS)
         return slot if intent == commit + 1 else None
+
+    def forget_who_was_appending(self) -> None:
+        """Leave what says that an append was under way, but not whose it was. Lock: append, so it is over."""
+        if self.appending_slot(self.words[COMMIT]) is not None:
+            self.words[INTENT] |= NOBODY << INTENT_SLOT_BITS
 
     @property
     def is_retired(self) -> bool:

@@ -30,6 +30,7 @@ from walpool.shared.slot_rows import (
     SYNC,
     RowValues,
     read_rows,
+    unit_of,
 )
 from walpool.shared.slots import Owner
 from walpool.system import clock
@@ -172,7 +173,10 @@ class WALMetrics:
             killed_writers=tuple(
                 writer_row(row.slot, Owner.of(row.pid, row.pid_namespace), by_slot, self._names)
                 for row in rows
-                if not row.closed and row.slot not in living and row.slot != SHARED_ROW
+                if not row.closed
+                and row.slot not in living
+                and row.slot != SHARED_ROW
+                and _had_it_last(row, slots.owner_of(control, row.slot))
             ),
             readers=tuple(
                 ReaderRow(first_lsn, max(0, state.next_lsn - first_lsn)) for first_lsn in all_pins(directory)
@@ -319,9 +323,13 @@ def _living(directory: Directory, rows: list[RowValues]) -> list[int]:
         file.close()
 
 
+def _had_it_last(row: RowValues, owner: Owner) -> bool:
+    """Whether nobody, who counts nothing, has taken the slot since; `owner` says who had it last, in this boot."""
+    return not owner.pid or owner.has(row.pid, row.pid_namespace)
+
+
 def _merged(rows: list[RowValues], which: int) -> Histogram:
-    unit = rows[0].histograms[which].unit if rows else 1.0
-    return sum((row.histograms[which] for row in rows), Histogram(unit=unit))
+    return sum((row.histograms[which] for row in rows), Histogram(unit=unit_of(which)))
 
 
 def _with_rest(found: Histogram, total: int, units: int) -> Histogram:

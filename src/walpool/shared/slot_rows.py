@@ -77,6 +77,11 @@ STATES = ("idle", "waiting for the lock", "waiting for a sync")
 _MODES = tuple(SyncMode)
 
 
+def unit_of(histogram: int) -> float:
+    """What one unit is worth: seconds, or entries."""
+    return 1.0 if histogram == BATCH else SECONDS
+
+
 def _at_claim(word: int) -> int:
     """Where a counter stands as it was when the present owner came."""
     return AT_CLAIM + word - COUNTERS.start
@@ -297,7 +302,7 @@ def _text(data: bytes, at: int, length: int) -> str:
 
 def _histogram(data: bytes, words: memoryview, which: int) -> Histogram:
     start = HISTOGRAMS[which]
-    unit = 1.0 if which == BATCH else SECONDS
+    unit = unit_of(which)
     empty = data.startswith(_NO_COUNTS, start * WORD)  # as most are: 64 writers are looked at twice a second
     counts = () if empty else tuple(words[start : start + BUCKETS].tolist())
     # The entries of batches of two and more: all entries, less one for each batch of one.

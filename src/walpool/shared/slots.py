@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from walpool.errors import UnsafeLog, WALError
 from walpool.format.frame import MAX_SLOTS
-from walpool.shared.control import COMMIT, LEADING, SLOT_PIDS, SLOT_ROWS, Control
+from walpool.shared.control import COMMIT, LEADING, NOBODY, SLOT_PIDS, SLOT_ROWS, Control
 from walpool.shared.slot_rows import read_rows
 from walpool.system import processes
 from walpool.system.files import Directory, File
@@ -91,7 +91,7 @@ def holders(directory: Directory, held: Iterable[int]) -> str:
 def appending(control: Control) -> str:
     """For people, of whoever waits for the append lock: which writer has it, or an empty string when none says so."""
     slot = control.appending_slot(control.words[COMMIT])
-    if slot is None:
+    if slot is None or slot == NOBODY:
         return ""
     return f"; slot {slot}, {owner_of(control, slot)}, is in the middle of an append"
 

@@ -37,7 +37,7 @@ def write_ahead(file: File, end: int, ahead: int, size_limit: int) -> int:
         except WALError:
             return size_limit
         size = min(end + ahead, size_limit)
-    return max(end, size)
+    return min(max(end, size), size_limit)  # another writer, with a larger limit, may have written further ahead
 
 
 def prepare(directory: Directory, size: int, file_mode: int) -> OSError | None:

@@ -15,7 +15,6 @@ from walpool.shared.slot_rows import (
     BATCH,
     BATCHES,
     BYTES,
-    LAST_APPEND_NS,
     MORE_ENTRIES,
     ROTATIONS,
     SlotRow,
@@ -65,6 +64,9 @@ class Appender(Place):
             or state.marker != active.marker
         ):
             self._make_room(frame_bytes, state)
+        if self._row is not None:
+            self.waits.appended_ns = now  # told once it is appended
+        self.chores.look()
 
     def _attend(self) -> None:
         """Something stands in the way of appends: finish the rotation that a killed process left, or refuse."""
@@ -93,9 +95,7 @@ class Appender(Place):
             self._half_full = state.segment
             self.chores.prepare()  # the next segment should be there by now
         if self._row is not None:
-            self._row.words[LAST_APPEND_NS] = now
             self.waits.sample = True
-        self.chores.look()
         self.next_look_lsn = state.next_lsn + LOOK_LSNS
         self.looked_ns, self.next_look_ns = now, now + LOOK_NS
 
@@ -136,6 +136,7 @@ class Appender(Place):
         if cut_back(self.active.fd, tail):
             self._words[INTENT] = 0  # or this writer shows as the holder of the lock until somebody appends
         self.ready_to = 0
+        self.waits.not_appended()
         return typed_error(error, self.active.segment.file.path)
 
     def rotate(self) -> bool:
@@ -153,8 +154,8 @@ class Appender(Place):
         assert not self.is_ours(), "who is in the middle of an append closes when it has ended"
         try:
             self._mutex.acquire()  # however long: who is inside gives up after the timeout
+            self.chores.count()
             if self._row is not None:
-                self.waits.count()
                 self._row.close()
             self.drop()
         finally:

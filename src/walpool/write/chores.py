@@ -49,10 +49,7 @@ class Chores:
         """What raises is due again: an interrupt, too, must not end what sync_interval_s promises."""
         self.due = False
         try:
-            self._waits.count()
-            if self._rotations:
-                self._counters.add(files_opened=self._rotations)
-                self._rotations = 0
+            self.count()
             if self._prepare:
                 self._prepare = False
                 self._coordinator.wake()
@@ -61,6 +58,12 @@ class Chores:
         except BaseException:
             self._prepare = self.due = True
             raise
+
+    def count(self) -> None:
+        self._waits.count()
+        if self._rotations:
+            self._counters.add(files_opened=self._rotations)
+            self._rotations = 0
 
     def ask(self) -> None:
         """For whoever else finds something to do."""

@@ -107,6 +107,7 @@ class Committer:
         if self._lock_timeout_s is not None and not background:
             give_up = calls.monotonic() + self._lock_timeout_s
         looks = 0
+        mine: list[int] = []  # durable LSNs that a sync of this very call gave
         overslept = False
         while words[DURABLE] < lsn:
             if self._log.control.is_poisoned:
@@ -115,9 +116,9 @@ class Committer:
                 raise LogClosed(f"{self._log.directory.path}: the writer was closed by another thread")
             late = give_up is not None and calls.monotonic() >= give_up
             impatient = overslept or late or looks % TRY_ANYWAY == TRY_ANYWAY - 1
-            if (impatient or not words[LEADING]) and self._try_lead(lsn):
+            if (impatient or not words[LEADING]) and self._try_lead(lsn, mine):
                 continue
-            if late:
+            if late and words[DURABLE] < lsn:  # whoever had the lock may have been done meanwhile
                 raise LogBusy(
                     f"{self._lock.file.path}: LSN {lsn} is not known to be on disk after {self._lock_timeout_s} s"
                     f"{leading(self._log.control)}"
@@ -128,14 +129,14 @@ class Committer:
             self._news.wait(lambda: words[DURABLE] >= lsn or not words[LEADING], longest_s, look_again_s)
             overslept = calls.monotonic() - began >= ASLEEP_S
             looks += 1
-        if looks and self._row is not None and not background:
+        if looks and not mine and self._row is not None and not background:
             self._row.add(SYNC_WAITS)
         return words[DURABLE]
 
-    def _try_lead(self, lsn: int) -> bool:
+    def _try_lead(self, lsn: int, mine: list[int]) -> bool:
         """False: another process is at it. Whatever came out, who waits for that is woken once the lock is free."""
         try:
-            led = self._lock.try_run(partial(self._lead, lsn))
+            led = self._lock.try_run(partial(self._lead, lsn, mine))
         except BaseException:
             self._news.wake(self._words[SYNCS])
             raise
@@ -143,7 +144,7 @@ class Committer:
             self._news.wake(self._words[SYNCS])
         return bool(led)
 
-    def _lead(self, lsn: int) -> bool:
+    def _lead(self, lsn: int, mine: list[int]) -> bool:
         """Sync what is published. Lock: sync."""
         words = self._words
         durable_lsn = words[DURABLE]
@@ -158,6 +159,7 @@ class Committer:
         finally:
             words[LEADING] = 0
         words[DURABLE] = state.next_lsn - 1
+        mine.append(state.next_lsn - 1)
         took_ns = int((calls.monotonic() - began) * 1e9)
         words[SYNCS] = words[SYNCS] + 1
         words[SYNC_NS] = words[SYNC_NS] + took_ns

@@ -1,4 +1,4 @@
-"""What appends take down of time: waits for the append lock, and now and then how long an append takes.
+"""What appends take down of time: waits for the append lock, now and then how long an append takes, and when one was.
 
 Holds: a wait is counted once, by whichever thread comes to count it, outside of the lock; a writer without a row counts
 nothing. Neither costs an append that finds the lock free, and is not the one in a thousand, a look at a clock.
@@ -6,7 +6,7 @@ nothing. Neither costs an append that finds the lock free, and is not the one in
 
 from collections.abc import Callable
 
-from walpool.shared.slot_rows import APPEND, DOING, IDLE, SINCE_NS, WAITING, SlotRow
+from walpool.shared.slot_rows import APPEND, DOING, IDLE, LAST_APPEND_NS, SINCE_NS, WAITING, SlotRow
 from walpool.system.calls import calls
 from walpool.system.locks import LOCK_EX, Flock, ProcessLock
 
@@ -17,6 +17,7 @@ TIMED_WAITS = 8  # of those, one in so many is timed: with all of them 4 writers
 
 class Waits:
     contended = 0  # for how many appends more the lock is waited for at once
+    appended_ns = _told_ns = 0  # when the last append was that looked around
     sample = False  # the next append is to be timed: a clock around each would cost 2 per cent
 
     def __init__(self, lock: ProcessLock, row: SlotRow | None) -> None:
@@ -65,13 +66,20 @@ class Waits:
         self._row.record_ns(APPEND, calls.monotonic_ns() - began)
         return first_lsn
 
+    def not_appended(self) -> None:
+        """What looked around was not appended."""
+        self.appended_ns = self._told_ns
+
     def __bool__(self) -> bool:
-        return bool(self._waited_ns)
+        return bool(self._waited_ns) or self.appended_ns != self._told_ns
 
     def count(self) -> None:
         """Outside the lock, with the other chores."""
         if self._row is not None:
             self._row.count_waits(self._waited_ns)
+            appended_ns = self.appended_ns
+            if appended_ns != self._told_ns:
+                self._row.words[LAST_APPEND_NS] = self._told_ns = appended_ns
 
     def refuse(self, refuse: Flock) -> None:
         """From now on `refuse` takes the lock: the row is somebody else's, or nobody's."""

@@ -9,6 +9,7 @@ between them, and the sum of two rows one of both.
 """
 
 from dataclasses import dataclass
+from math import inf
 from operator import add
 
 BUCKETS = 400  # values below 2**28 units; the last bucket takes all above
@@ -81,12 +82,16 @@ class Histogram:
         return self.quantile(1.0)
 
     def buckets(self) -> list[tuple[float, int]]:
-        """(upper bound, how many values do not exceed it), for every bucket with a value in it: seconds or entries."""
+        """(upper bound, how many values do not exceed it), for every bucket with a value in it: seconds or entries.
+
+        That of the last bucket, which counts all from 66.6 s on, is infinite.
+        """
         found, seen = [], 0
         for bucket, count in enumerate(self.counts):
             seen += count
             if count:
-                found.append(((lowest_in(bucket + 1) - 1) * self.unit, seen))
+                upper = lowest_in(bucket + 1) - 1 if bucket < BUCKETS - 1 else inf
+                found.append((upper * self.unit, seen))
         return found
 
     def cumulative(self, exponents: range) -> list[tuple[float, int]]:
@@ -95,7 +100,8 @@ class Histogram:
         A bound is 2**exponent units. Of whole entries it is one less: then it is exact.
 
         Args:
-            exponents: of 2; with range(2, 29) the bounds of seconds go from 1 us to 69 s.
+            exponents: of 2; with range(2, 28) the bounds of seconds go from 1 us to 34 s. A bound from 28 on leaves
+                out what the last bucket counts.
         """
         less = 1 if self.unit == 1.0 else 0
         return [((2**at - less) * self.unit, sum(self.counts[: bucket_of(2**at)])) for at in exponents]
