@@ -753,8 +753,8 @@ BUGS = [
     Bug(
         "an append wakes nobody",
         "write/place.py",
-        "            self._growth.wake(commit)\n",
-        "            pass\n",
+        "                self._growth.wake(commit)\n",
+        "                pass\n",
         "tests/processes/test_wakeups.py -k woken_by_an_append",
     ),
     Bug(

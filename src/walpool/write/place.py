@@ -149,8 +149,8 @@ class Place:
                 if count > 1:
                     counts[MORE_ENTRIES] = self._more = self._more + count - 1
                     counts[bucket_word(BATCH, count)] += 1
-        if words[GROWTH]:
-            self._growth.wake(commit)
+            if words[GROWTH]:  # with the mutex: another thread may close this, and let go of the words, behind it
+                self._growth.wake(commit)
         return next_lsn
 
     def after_exception(self, data: bytes) -> int | None:
