@@ -16,6 +16,7 @@ import pytest
 from tests.crash.faults import Killed, killed_at
 from tests.support import Channel, Start
 from walpool import Snapshot, WALMetrics, WALWriter
+from walpool.shared import rows_file
 from walpool.system import processes
 from walpool.system.calls import calls
 
@@ -165,6 +166,19 @@ def test_a_file_that_a_living_writer_of_another_version_counts_in_is_left_to_it(
         WALWriter(log).close()  # beside the one that is not counted
         assert (log / "metrics").read_bytes() == before if layout == 99 else layout_of(log) == LAYOUT
     assert layout == 99 or look(log).batch_entries.count == 2000
+
+
+def test_the_first_slot_without_a_row_of_its_own_counts_in_the_shared_one(
+    log: Path, child: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = child(hold, log)
+    assert writer.receive() == "open"
+    before = write_older(log, {-1: older_row(writer.pid, closed=False), LAST: older_row(2, closed=False)})
+    monkeypatch.setattr(rows_file, "ROWS", 0)  # its slot is 0
+    with WALWriter(log):
+        assert (log / "metrics").read_bytes() == before
+    writer.send("end")
+    writer.result()
 
 
 def test_who_only_has_the_slot_of_a_killed_writer_of_another_version_is_none(log: Path, child: Start) -> None:

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,13 @@ def test_a_group_may_write_if_the_mode_says_so(log: Path) -> None:
 def test_a_mode_is_possible_if_the_owner_can_use_it_and_not_all_can_write(mode: int, possible: bool) -> None:
     with nullcontext() if possible else pytest.raises(ValueError, match="never writable by all"):
         check_options(WriterOptions(mode=mode))
+
+
+@pytest.mark.parametrize("name", ["metrics", "allow_network_fs", "allow_other_files"])
+def test_a_choice_is_true_or_false_and_nothing_like_it(name: str) -> None:
+    for value in (1, 0, None, "yes"):
+        with pytest.raises(TypeError, match=f"{name} must be a bool"):
+            check_options(replace(WriterOptions(), **{name: value}))
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:
