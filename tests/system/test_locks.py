@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 
@@ -17,7 +18,7 @@ from walpool import IOFailed, LogBusy, UnsafeLog
 from walpool.system.calls import calls
 from walpool.system.files import CREATE, WRITE, Directory, File
 from walpool.system.locks import LOCK_EX, ByteLocks, Maintenance, ProcessLock, try_lock, unlock
-from walpool.system.threads import mutex
+from walpool.system.threads import members, mutex
 
 
 @pytest.fixture
@@ -233,3 +234,30 @@ def test_a_mutex_with_a_timeout_raises_busy_and_stays_usable() -> None:
         raise ZeroDivisionError
     with lock:  # LogBusy, were it still held
         pass
+
+
+class Held:
+    """What a set of weak references may hold."""
+
+
+class Changing(WeakSet[Held]):
+    """Another thread adds to it while it is walked, the first three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Held] = []
+
+    def __iter__(self) -> Iterator[Held]:
+        for each in super().__iter__():
+            yield each
+            if len(self.kept) < 4:
+                self.kept.append(Held())
+                self.add(self.kept[-1])
+
+
+def test_the_members_of_a_set_that_other_threads_change_are_told_all_the_same() -> None:
+    """The exit hook, who looks for locks of its thread, and who enters maintenance walk such sets."""
+    changing, first = Changing(), Held()
+    changing.add(first)
+    assert set(members(changing)) == {first, *changing.kept}
+    assert len(changing.kept) == 4

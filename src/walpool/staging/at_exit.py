@@ -11,6 +11,7 @@ from walpool.errors import WALError
 from walpool.system.failures import in_words
 from walpool.system.locks import held_by_this_thread
 from walpool.system.signals import SIGTERM, on_signals
+from walpool.system.threads import members
 
 
 class Closable(Protocol):
@@ -63,7 +64,7 @@ def close_freed(writer: Closable, handle: Freeable) -> None:
 def _close_all() -> None:
     """Every one of them, whatever another one raises; then say which could not."""
     failed: list[str] = []
-    for writer in {*_buffering, *_unclosed}:
+    for writer in {*members(_buffering), *_unclosed}:
         try:
             writer.close()
         except BaseException as error:

@@ -30,7 +30,7 @@ from walpool.system.calls import calls
 from walpool.system.failures import typed_error, typed_errors
 from walpool.system.files import Directory, File
 from walpool.system.forks import close_all_of, reopen_after_fork
-from walpool.system.threads import leave, mutex, mutexes_of_this_thread
+from walpool.system.threads import leave, members, mutex, mutexes_of_this_thread
 
 MAINTENANCE_POLL_S = 0.005
 LOCK_EX = fcntl.LOCK_EX
@@ -296,7 +296,7 @@ class Maintenance(io.FileIO):
 
     def __enter__(self) -> "Maintenance":
         try:
-            if any(other._place == self._place and other.is_ours() for other in list(_maintenances)):
+            if any(other._place == self._place and other.is_ours() for other in members(_maintenances)):
                 raise itself(self._path)
             deadline = None if self._timeout_s is None else calls.monotonic() + self._timeout_s
             with typed_errors(self._path):
@@ -329,7 +329,7 @@ _maintenances: "WeakSet[Maintenance]" = WeakSet()
 def held_by_this_thread() -> list[object]:
     """The locks of walpool's that this thread is inside of. For tests: nothing of the user's may run then."""
     inside: list[object] = list(mutexes_of_this_thread())
-    return inside + [each for each in list(_maintenances) if each.is_ours()]
+    return inside + [each for each in members(_maintenances) if each.is_ours()]
 
 
 def try_lock_of_command(fd: int) -> bool:

@@ -8,7 +8,7 @@ freeing a lock, objects of C's, which do it in one step, stand here instead.
 import _thread
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 from walpool.errors import LogBusy
@@ -17,6 +17,7 @@ from walpool.system.forks import in_forked_children
 
 STARTING_S = 0.1  # how long a thread whose start was interrupted may take until it runs, if it ever does
 LOOK_AGAIN_S = 1e-3
+_Member = TypeVar("_Member")
 
 
 class Mutex(Protocol):
@@ -65,7 +66,16 @@ def leave(mutex: Any) -> None:
 
 def mutexes_of_this_thread() -> Iterator[object]:
     """Those that it is inside of."""
-    return (each for each in list(_mutexes) if each._is_owned())
+    return (each for each in members(_mutexes) if each._is_owned())
+
+
+def members(of: "WeakSet[_Member]") -> list[_Member]:
+    """Of a set that other threads change meanwhile, each that was in it all the time."""
+    while True:
+        try:
+            return list(of)
+        except RuntimeError:
+            continue  # it has changed its size in the middle
 
 
 class Waker:
