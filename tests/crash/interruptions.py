@@ -33,7 +33,8 @@ class Interruption:
         return self.left <= 0
 
     def during(self, call: Callable[[], object]) -> None:
-        sys.settrace(self._trace)
+        kept = self._trace  # Python 3.11 calls a function once more after it was freed by what it did: keep it
+        sys.settrace(kept)
         try:
             call()
         finally:
