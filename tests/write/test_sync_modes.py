@@ -16,6 +16,7 @@ from tests.support import DEADLINE_S, Channel, Start, keys, reap, run_threads, u
 from walpool import LogFull, SyncFailed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
 from walpool.system.calls import calls
 from walpool.write.committer import Committer
+from walpool.write.coordinator import Coordinator
 
 FOR_EVER = 3600.0  # seconds that buffered entries linger, where nothing but the test is to append them
 
@@ -155,6 +156,21 @@ def test_sync_makes_durable_what_lies_in_several_segments(log: Path) -> None:
             writer.put(b"k", b"v" * 50)
         assert writer.sync() == 20
         assert writer.metrics.snapshot().segments == 20
+
+
+@pytest.mark.usefixtures("linux")
+def test_a_sync_of_several_segments_syncs_each_of_them_once(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Coordinator, "wake", lambda self: None)
+    calls_seen = Recorder(monkeypatch)
+    with WALWriter(log) as writer:
+        for _ in range(3):
+            writer.put(b"k", b"v")
+            writer.rotate()
+        writer.put(b"k", b"v")
+        calls_seen.seen.clear()
+        assert writer.sync() == 4
+        segments = [("fdatasync", f"{lsn:020d}.wal") for lsn in range(1, 5)]
+        assert calls_seen.seen == [*segments, ("fsync", "events.wal")]
 
 
 def test_one_writers_sync_covers_what_others_appended_before(log: Path) -> None:
