@@ -439,3 +439,15 @@ def test_reading_again_after_an_error_gives_the_error_again(log: Path) -> None:
                 found.extend(reader)
         assert reader.stats.damaged == 1
     assert found == entries(1, int(file.stem))
+
+
+@pytest.mark.parametrize("at", [50, 64 + 50], ids=["header", "frame"])
+def test_point_in_time_has_ended_for_good_though_the_damage_is_mended(log: Path, at: int) -> None:
+    file = segment_files(log)[1]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with WALReader(log, mode=POINT) as reader:
+        assert [entry.lsn for entry in reader] == [*range(1, int(file.stem))]
+        file.write_bytes(whole)
+        assert reader.read_entry() is None
+        assert list(reader) == []

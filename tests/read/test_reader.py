@@ -389,6 +389,15 @@ def test_a_closed_reader_says_so(log: Path, read_before: int) -> None:
     assert reader.stats.entries >= read_before
 
 
+def test_a_reader_that_a_forked_child_has_closed_stays_closed(log: Path) -> None:
+    """It would open the log for itself otherwise."""
+    reader = WALReader(log)
+    reader._reading.after_fork()
+    reader.close()
+    with pytest.raises(LogClosed):
+        reader.read_entry()
+
+
 def test_a_with_block_closes_the_reader(log: Path) -> None:
     with WALReader(log) as reader:
         reader.read_entry()

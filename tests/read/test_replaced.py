@@ -13,7 +13,7 @@ import pytest
 
 from tests.read.logs import copy_of, entries, entry_of, fill, make, read, segment_files
 from tests.support import Channel, Start
-from walpool import LogReplaced, LSNUnavailable, SyncFailed, SyncMode, UnsafeLog, WALReader, WALWriter
+from walpool import CorruptLog, LogReplaced, LSNUnavailable, SyncFailed, SyncMode, UnsafeLog, WALReader, WALWriter
 from walpool.read.follow import CHECK_S, LONGEST_S
 from walpool.system.calls import calls
 
@@ -316,3 +316,22 @@ def test_where_what_comes_next_is_gone_another_log_at_the_path_is_told_first(tmp
         if not replaced:
             for first in (1, second):
                 (tmp_path / str(first)).rename(log / f"{first:020d}.wal")
+
+
+def test_a_header_that_cannot_be_read_is_no_damage_of_a_log_that_is_another_one_by_now(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    make(log, COUNT, size_limit=300)
+    copy = copy_of(log, tmp_path / "copy")
+    second = segment_files(copy)[1]
+    for replaced, error in ((False, CorruptLog), (True, LogReplaced)):
+        with WALReader(copy) as reader:
+            for _ in range(1, int(second.stem)):
+                reader.read_entry()
+            data = second.read_bytes()
+            second.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+            if replaced:
+                another_in_its_place(copy)
+            with pytest.raises(error):
+                reader.read_entry()
+        if not replaced:
+            second.write_bytes(data)

@@ -84,7 +84,10 @@ def test_a_snapshot_does_not_change(log: Path) -> None:
         assert before.writes_total == 0
         with pytest.raises(AttributeError):
             before.writes_total = 9  # type: ignore[misc]
-        assert metrics.snapshot().writes_total == 5
+        after = metrics.snapshot()
+        assert after.writes_total == 5
+        for value in (before, after.delta(before)):
+            assert not hasattr(value, "__dict__")
 
 
 def test_snapshots_between_which_nothing_was_done_are_equal(log: Path) -> None:

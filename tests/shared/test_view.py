@@ -298,3 +298,18 @@ def test_the_row_of_another_namespaces_process_with_the_same_id_is_not_ours(
     with WALWriter(log, metrics=False), WALMetrics.attach(log) as metrics:
         (row,) = metrics.snapshot().writers
     assert (row.name, row.pid, row.elsewhere) == ("", os.getpid(), False)
+
+
+def test_of_writers_that_share_a_row_each_is_of_its_own_namespace(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("slot_rows", "figures.snapshot"):
+        monkeypatch.setattr(f"walpool.shared.{module}.ROWS", 0)
+    mine = processes.pid_namespace()
+    with WALWriter(log, name="ours"):
+        monkeypatch.setattr(processes, "pid_namespace", lambda: mine ^ 1)
+        with WALWriter(log, name="theirs"):
+            monkeypatch.setattr(processes, "pid_namespace", lambda: mine)
+            with WALMetrics.attach(log) as metrics:
+                found = metrics.snapshot().writers
+    assert [(row.shares_row, row.elsewhere, bool(row.process)) for row in found] == [
+        (True, False, True), (True, True, False)
+    ]  # fmt: skip

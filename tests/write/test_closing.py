@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.support import open_fds, open_under, read_log, run_threads
+from tests.support import DEADLINE_S, open_fds, open_under, read_log, run_threads, until
 from walpool import LogBusy, LogClosed, LogReplaced, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
 from walpool.system.calls import calls
+from walpool.write import committer
 
 CALLS: dict[str, Callable[[WALWriter], object]] = {
     "put": lambda writer: writer.put(b"k", b"v"),
@@ -241,3 +242,37 @@ def test_an_append_that_is_timed_beside_close_succeeds(memory: Path, monkeypatch
         assert writer.put(b"k", b"v") == 1
     assert len(looks) >= 2
     assert [entry.lsn for entry in read_log(memory / "log")] == [1]
+
+
+def test_a_close_waits_for_the_thread_that_keeps_the_sync_interval(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be at work still, and what it works with is closed next."""
+    ends: list[str] = []
+    go_on, joined = threading.Event(), threading.Event()
+    join = threading.Thread.join
+
+    def told(thread: threading.Thread, timeout: float | None = None) -> None:
+        if thread.name == "walpool-interval":
+            joined.set()
+        join(thread, timeout)
+
+    def last_step(path: str, what: str) -> None:
+        go_on.wait(DEADLINE_S)
+        ends.append("the thread")
+
+    def close() -> None:
+        writer.close()
+        ends.append("the close")
+
+    monkeypatch.setattr(threading.Thread, "join", told)
+    monkeypatch.setattr(committer, "over", last_step)
+    writer = WALWriter(memory / "log", sync_interval_s=1e-3)
+    writer.put(b"key", b"value")
+    until(lambda: writer.metrics.snapshot().durable_lsn == 1, "the thread has synced")
+    closing = threading.Thread(target=close)
+    closing.start()
+    until(lambda: joined.is_set() or bool(ends), "the close has come to the thread")
+    go_on.set()
+    join(closing)
+    assert ends == ["the thread", "the close"]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import keys, read_log
 from walpool import BatchTooLarge, SyncMode, WALEntry, WALReader, WALWriter
+from walpool.system import processes
 
 HEADER, FRAME, ENTRY = 64, 48, 16
 SMALLEST = HEADER + FRAME + ENTRY
@@ -173,3 +174,17 @@ def test_another_writer_goes_on_in_the_segment_that_one_started(log: Path) -> No
     assert len(sizes(log)) == 3
     with WALReader(log) as reader:
         assert [bytes(entry.key) for entry in reader] == [b"a", b"b", b"c", b"d", b"e"]
+
+
+def test_segments_are_told_apart_though_all_their_markers_are_the_same(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are random, so that happens."""
+    monkeypatch.setattr(processes, "random_word", lambda: 0x5EED_0001_5EED_F00D)
+    with WALWriter(log) as one, WALWriter(log) as other:
+        for lsn in range(1, 10, 2):
+            assert one.put(b"one", b"") == lsn
+            one.rotate()
+            assert other.put(b"other", b"") == lsn + 1
+    with WALReader(log) as reader:
+        assert [entry.key for entry in reader] == [b"one", b"other"] * 5

@@ -15,7 +15,9 @@ import pytest
 from tests.support import DEADLINE_S, Channel, Start, keys, reap, run_threads, until
 from walpool import LogFull, SyncFailed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
 from walpool.system.calls import calls
+from walpool.write import committer
 from walpool.write.committer import Committer
+from walpool.write.coordinator import Coordinator
 
 FOR_EVER = 3600.0  # seconds that buffered entries linger, where nothing but the test is to append them
 
@@ -157,6 +159,21 @@ def test_sync_makes_durable_what_lies_in_several_segments(log: Path) -> None:
         assert writer.metrics.snapshot().segments == 20
 
 
+@pytest.mark.usefixtures("linux")
+def test_a_sync_of_several_segments_syncs_each_of_them_once(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Coordinator, "wake", lambda self: None)
+    calls_seen = Recorder(monkeypatch)
+    with WALWriter(log) as writer:
+        for _ in range(3):
+            writer.put(b"k", b"v")
+            writer.rotate()
+        writer.put(b"k", b"v")
+        calls_seen.seen.clear()
+        assert writer.sync() == 4
+        segments = [("fdatasync", f"{lsn:020d}.wal") for lsn in range(1, 5)]
+        assert calls_seen.seen == [*segments, ("fsync", "events.wal")]
+
+
 def test_one_writers_sync_covers_what_others_appended_before(log: Path) -> None:
     with WALWriter(log) as one, WALWriter(log) as other:
         one.put(b"a", b"")
@@ -213,9 +230,15 @@ def test_one_sync_makes_the_batches_of_all_who_wait_durable(log: Path, monkeypat
         assert writer.metrics.snapshot().sync_total - before == 2, "the leader's, and one for the five others"
 
 
-@pytest.mark.parametrize("lock_timeout", [0, 1e-4])
-def test_a_leader_that_was_killed_keeps_no_impatient_writer_from_leading(log: Path, lock_timeout: float) -> None:
-    """The block still names it, and there is no time for all the looks after which one tries to lead anyway."""
+@pytest.mark.parametrize("lock_timeout", [0, 1e-4, None])
+def test_a_leader_that_was_killed_keeps_no_impatient_writer_from_leading(
+    log: Path, monkeypatch: pytest.MonkeyPatch, lock_timeout: float | None
+) -> None:
+    """The block still names it, and there is no time for all the looks after which one tries to lead anyway. Without a
+    timeout whoever has slept for as long as can be, and was not woken, is impatient.
+    """
+    if lock_timeout is None:
+        monkeypatch.setattr(committer, "TRY_ANYWAY", 1 << 62)
     pid = os.fork()
     if pid == 0:
         with WALWriter(log) as writer:

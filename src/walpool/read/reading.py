@@ -100,7 +100,6 @@ class Reading(Generic[B]):
         self.zero_copy = zero_copy
         self.pinned = pin
         self.window = FrameWindow(capacity)
-        self._forked = False
         self._open(start)
         reopen_after_fork(self)
         self._from_the_first = start is None
