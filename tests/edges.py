@@ -6,7 +6,7 @@ property cannot get to an edge (a thousand writers, the last LSN), test_edges.py
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ MAX_KEY, MAX_VALUE = MAX_KEY_BYTES, MAX_VALUE_BYTES
 SEGMENT, FRAME, ENTRY = 64, 48, 16  # bytes of headers
 U32, U63, U64 = (1 << 32) - 1, (1 << 63) - 1, (1 << 64) - 1
 SLOTS, ROWS = 1 << 16, 1024
+T = TypeVar("T")
 
 
 def around(*values: int) -> tuple[int, ...]:
@@ -58,3 +59,10 @@ def binary(*sizes: int, max_size: int) -> st.SearchStrategy[bytes]:
     often = sorted({size for size in (*EDGES.short, *sizes, max_size) if size <= max_size})
     at = st.sampled_from(often).flatmap(lambda size: st.binary(min_size=size, max_size=size))
     return at | st.binary(max_size=max_size)
+
+
+def lists(elements: st.SearchStrategy[T], *sizes: int) -> st.SearchStrategy[list[T]]:
+    """Lists of one of these sizes; none is empty that is not to be."""
+    return st.sampled_from([size for size in sizes if size >= 0]).flatmap(
+        lambda size: st.lists(elements, min_size=size, max_size=size)
+    )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import edges
 from walpool import SyncMode, WALWriter
 from walpool.cli.exits import CommandError, Exit
 from walpool.cli.ingest import source
@@ -24,7 +25,7 @@ from .conftest import Run as RunCommand
 from .conftest import Start, assert_no_traceback, entries, lines_of, values_by_key, write_lines
 
 
-@given(st.lists(st.binary(max_size=12).map(lambda data: data.replace(b"b", b"\n"))))
+@given(st.lists(edges.binary(3, 4, max_size=12).map(lambda data: data.replace(b"b", b"\n"))))
 def test_lines_do_not_depend_on_how_the_bytes_come(pieces: list[bytes]) -> None:
     cutter = LineCutter(b"name")
     runs = [run for piece in pieces for run in cutter.feed(piece)]

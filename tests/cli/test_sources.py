@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import edges
 from walpool.cli.exits import CommandError
 from walpool.cli.ingest import source
 from walpool.cli.pool.lines import Intake, LineCutter, LongLines, file_runs
@@ -211,7 +212,9 @@ def cut_at_once(data: bytes, mode: LongLines, limit: int) -> dict[int, bytes]:
     return found
 
 
-@given(st.lists(st.binary(max_size=12).map(lambda data: data.replace(b"b", b"\n"))), st.sampled_from(LongLines))
+@given(
+    st.lists(edges.binary(3, 4, max_size=12).map(lambda data: data.replace(b"b", b"\n"))), st.sampled_from(LongLines)
+)
 def test_how_bytes_come_changes_no_number_of_a_line(pieces: list[bytes], mode: LongLines) -> None:
     class Narrow(Intake):
         def limit(self, name: bytes, line: int) -> int:

@@ -29,10 +29,11 @@ from tests.crash.disk import PAGE, SECTOR, Disk, Event, Image, Model, Recorder
 from tests.crash.taps import untapped
 from tests.crash.witness import Witness
 from tests.oracle import second
-from tests.support import append_op, entries_of, run_threads
+from tests.support import append_op, entries_of, read_log, run_threads
 from walpool import Retention, SyncMode, WALEntry, WALError, WALReader, WALWriter
 from walpool.format.names import SLOTS_LOCK
 from walpool.shared.checkpoint import read_checkpoint
+from walpool.shared.origin import read_origin
 from walpool.system import processes
 from walpool.system.calls import calls
 from walpool.system.files import WRITE, Directory, File
@@ -116,6 +117,7 @@ class Coordinators:
         self._late: list[coordinator.Coordinator] = []
         self._wake = coordinator.Coordinator.wake
         self.at_once = False  # they are threads as ever
+        self.about_to_work: Callable[[], object] = lambda: None
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -133,6 +135,7 @@ class Coordinators:
         late, self._late = self._late, []
         for woken in late:
             if self._chance.random() < WORK_SHARE:
+                self.about_to_work()
                 self._wake(woken)
                 await_coordinators()
             else:
@@ -354,6 +357,16 @@ def append_below_new_parents(told: Told, chance: random.Random) -> None:
     append_in_turn(told, chance)
 
 
+def prune_by_rules(told: Told, chance: random.Random) -> None:
+    """By size, count and age, with a checkpoint or without, beside pins, a copy, and a sync that fails."""
+    from tests.crash.rules import Pruned  # late: it needs what is above
+
+    with Pruned(told, chance) as pruned:
+        for _ in range(chance.randrange(6, 14)):
+            pruned.step()
+            told.coordinators.may_work()
+
+
 SCRIPTS: dict[str, Script] = {
     "turns": append_in_turn,
     "prune": append_and_prune,
@@ -366,6 +379,7 @@ SCRIPTS: dict[str, Script] = {
     "buffer": append_from_a_buffer,
     "at once": append_at_once,
     "parents": append_below_new_parents,
+    "rules": prune_by_rules,
 }
 
 
@@ -423,6 +437,9 @@ class Promise(NamedTuple):
     most: int = 0  # entries that anybody had begun to append
     checkpoint: int = 0
     checkpoint_begun: int = 0
+    first_lsn: int = 1  # what is before it was removed by a rule other than the checkpoint,
+    first_begun: int = 1  # or was to be
+    copies: tuple[tuple[str, int, int], ...] = ()  # their names, and from which LSN up to which they go
 
     def after(self, event: Event) -> Promise:
         match event:
@@ -434,6 +451,12 @@ class Promise(NamedTuple):
                 return self._replace(checkpoint_begun=max(self.checkpoint_begun, lsn))
             case Event("checkpoint", (lsn,)):
                 return self._replace(checkpoint=max(self.checkpoint, lsn))
+            case Event("prune begins", (lsn,)):
+                return self._replace(first_begun=max(self.first_begun, lsn))
+            case Event("pruned", (lsn,)):
+                return self._replace(first_lsn=max(self.first_lsn, lsn))
+            case Event("copied", copy):
+                return self._replace(copies=(*self.copies, copy))
         return self
 
 
@@ -455,7 +478,8 @@ def after_a_reboot() -> Iterator[None]:
 def check(log: Path, entries: Sequence[WALEntry], promise: Promise, *, metrics: bool, again: bool) -> None:
     """Open the log as after a reboot, and compare; append to it; and `again`, after another reboot."""
     left = second.files_of(log)
-    next_lsn = second.after_a_cut(left, entries[: promise.most], promise.durable_lsn, promise.checkpoint_begun)
+    pruned_lsn = max(promise.checkpoint_begun, promise.first_begun - 1)
+    next_lsn = second.after_a_cut(left, entries[: promise.most], promise.durable_lsn, pruned_lsn)
     with after_a_reboot(), WALWriter(log, metrics=metrics) as writer:
         first_lsn, found = _read(log)
         last_lsn = first_lsn + len(found) - 1
@@ -464,16 +488,23 @@ def check(log: Path, entries: Sequence[WALEntry], promise: Promise, *, metrics: 
         assert last_lsn >= promise.durable_lsn, f"durable was LSN {promise.durable_lsn}, the log ends at {last_lsn}"
         assert last_lsn <= promise.most, f"{promise.most} entries were begun, there are {last_lsn}"
         with Directory(log) as directory:
-            checkpoint = read_checkpoint(directory)
+            checkpoint, origin = read_checkpoint(directory), read_origin(directory)
         assert promise.checkpoint <= checkpoint <= promise.checkpoint_begun, (
             f"the checkpoint is {checkpoint}; stated was {promise.checkpoint}, begun {promise.checkpoint_begun}"
         )
-        assert first_lsn <= checkpoint + 1 <= last_lsn + 1, (
-            f"the log has LSNs {first_lsn} to {last_lsn}, the checkpoint is {checkpoint}"
+        assert checkpoint <= last_lsn, f"the log has LSNs {first_lsn} to {last_lsn}, the checkpoint is {checkpoint}"
+        most = max(checkpoint + 1, promise.first_begun)
+        assert promise.first_lsn <= first_lsn <= most, (
+            f"the log begins at LSN {first_lsn}; pruned was up to {promise.first_lsn}, and {most} was to be kept"
         )
+        noted = origin.first_lsn if origin is not None else 1
+        assert first_lsn <= noted <= most, f"the log begins at LSN {first_lsn}, and `origin` says {noted} ({most})"
         afterwards = append_op(writer, "after", 6)
         assert afterwards.start == last_lsn + 1, f"after LSN {last_lsn} comes {afterwards.start}"
         assert writer.sync() == afterwards.stop - 1
+    for name, copied_lsn, end_lsn in promise.copies:
+        there = read_log(log.parent / name)
+        assert there == list(entries[copied_lsn - 1 : end_lsn - 1]), _difference(there, entries, copied_lsn)
     found += [entry._replace(lsn=lsn) for lsn, entry in zip(afterwards, entries_of("after", 6), strict=True)]
     second.agree(log, found)
     if not again:
@@ -501,7 +532,7 @@ class Explorer:
     def __init__(self, folder: Path, seen: set[int] | None = None) -> None:
         self._folder = folder
         self._seen = set() if seen is None else seen
-        self._checked: set[tuple[int, int, int]] = set()
+        self._checked: set[tuple[int, ...]] = set()
         self._places = itertools.count()
         self._where = ""  # in the run, for a failure
         self.counts: Counter[str] = Counter()
@@ -538,7 +569,7 @@ class Explorer:
     def _is_new(self, image: Image, promise: Promise) -> bool:
         """Whether this was not seen before, or more has been promised since. A state counts once."""
         state = hash((image.directories, *image.files.items(), *image.links.items()))
-        known = (state, promise.durable_lsn, promise.checkpoint)
+        known = (state, promise.durable_lsn, promise.checkpoint, promise.first_lsn, len(promise.copies))
         if known in self._checked:
             return False
         self._checked.add(known)
@@ -572,7 +603,7 @@ class Explorer:
         shutil.rmtree(root)
         later = Trace(trace.log, recorder.events, [*trace.entries[:last_lsn], *told.entries.values()])
         for model in Model:
-            disk, promised = Disk(model), promise._replace(most=last_lsn)
+            disk, promised = Disk(model), promise._replace(most=last_lsn, copies=())
             started = False
             for event in later.events:
                 disk.play(event)

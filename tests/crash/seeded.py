@@ -183,6 +183,70 @@ BUGS = [
         "",
         "tests/opening/test_recovery.py -k overtaken",
     ),
+    Bug(
+        "retention by size counts zeros that were written ahead",
+        "upkeep/prepare.py",
+        "    return frames_end(segment, next_lsn) or size",
+        "    return size",
+        "tests/crash/test_power_cut.py -k each_rule",
+    ),
+    Bug(
+        "retention by count keeps one too few",
+        "upkeep/retention.py",
+        "count > rule.max_segments",
+        "count >= rule.max_segments",
+        "tests/crash/test_power_cut.py -k each_rule",
+    ),
+    Bug(
+        "retention by size is over when the log is as large as the rule says",
+        "upkeep/retention.py",
+        "total > rule.max_bytes",
+        "total >= rule.max_bytes",
+        "tests/upkeep/test_retention.py -k each_rule",
+    ),
+    Bug(
+        "a segment is as old as its beginning",
+        "upkeep/retention.py",
+        "_used_bytes(directory, first_lsn, next_lsn), following.header.created_at)",
+        "_used_bytes(directory, first_lsn, next_lsn),\n        open_segment(directory, first_lsn).header.created_at)",
+        "tests/crash/test_power_cut.py -k each_rule",
+    ),
+    Bug(
+        "a pin keeps what is behind its segment alone",
+        "upkeep/retention.py",
+        "        if segment.next_lsn > pin and",
+        "        if segment.first_lsn > pin and",
+        "tests/crash/test_power_cut.py -k each_rule",
+    ),
+    Bug(
+        "the newest of what goes is removed first",
+        "upkeep/retention.py",
+        "            for segment in sealed[:gone]:\n",
+        "            for segment in reversed(sealed[:gone]):\n",
+        "cut: rules",
+    ),
+    Bug(
+        "a poisoned log is pruned",
+        "upkeep/retention.py",
+        "    refuse_poisoned(log.directory, log.control)\n",
+        "",
+        "tests/crash/test_power_cut.py -k each_rule",
+        (("    refuse_poisoned(directory, None)\n", ""),),
+    ),
+    Bug(
+        "what retention removes is noted when it is gone",
+        "upkeep/retention.py",
+        "            if gone:\n                _note(directory, segments[gone], state.last_append_ns)\n",
+        "",
+        "cut: rules",
+        (
+            (
+                "bring back an older one than it removed\n",
+                "bring back an older one than it removed\n"
+                "            if gone:\n                _note(directory, segments[gone], state.last_append_ns)\n",
+            ),
+        ),
+    ),
     # What a death shows
     Bug(
         "published before it is written",

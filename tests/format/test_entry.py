@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import edges
 from tests.format import layout
 from walpool import CorruptLog, EntryTooLarge, Operation, UnsupportedVersion, WALEntry, WALReader, WALWriter
 from walpool.format.body import BodyError, check_body, decode_body
@@ -19,11 +20,12 @@ from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES, encode_entries
 ENTRIES = st.builds(
     WALEntry,
     operation=st.sampled_from(Operation),
-    key=st.binary(max_size=40),
-    value=st.binary(max_size=80),
-    timestamp=st.integers(0, (1 << 64) - 1),
+    key=edges.binary(max_size=40),
+    value=edges.binary(max_size=80),
+    timestamp=edges.integers(0, edges.U64, *edges.EDGES.timestamps),
     lsn=st.just(0),
 )
+BATCHES = st.lists(ENTRIES, min_size=1, max_size=12) | edges.lists(ENTRIES, *edges.EDGES.counts[1:])
 ENTRY = WALEntry.put(b"user:1", b"ada", timestamp=7)
 
 
@@ -99,7 +101,7 @@ def test_a_frame_that_is_not_one_entry_alone_is_refused(fields: dict[str, Any]) 
 
 
 @layout.examples(100)
-@given(st.binary(max_size=120))
+@given(edges.binary(47, 48, 63, 64, 65, max_size=120))
 def test_no_other_bytes_are_an_entry_alone(data: bytes) -> None:
     with pytest.raises(CorruptLog):
         WALEntry.decode(data)
@@ -277,7 +279,7 @@ def test_an_entry_does_not_change_when_the_callers_buffer_does() -> None:
 
 
 @layout.examples(100)
-@given(st.lists(ENTRIES, min_size=1, max_size=12), st.integers(1, 1 << 40))
+@given(BATCHES, edges.integers(1, 1 << 40))
 def test_a_body_comes_back_with_rising_lsns(entries: list[WALEntry], first_lsn: int) -> None:
     body, count, largest = encode_entries(entries)
     assert body == b"".join(
@@ -294,7 +296,7 @@ def test_a_body_comes_back_with_rising_lsns(entries: list[WALEntry], first_lsn: 
 
 
 @layout.examples(200)
-@given(st.binary(max_size=100), st.integers(1, 6), st.booleans())
+@given(edges.binary(15, 16, 17, max_size=100), st.integers(1, 6), st.booleans())
 def test_any_other_body_is_a_body_error_or_its_own_encoding(body: bytes, count: int, views: bool) -> None:
     try:
         found = decode_body(memoryview(body), 0, len(body), count, 1, views=views)
@@ -361,7 +363,7 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, int]:
     """A body of up to 12 entries, often of one shape, with a byte changed, added or taken away; and a count."""
     shape = draw(st.tuples(st.integers(0, 4), st.integers(0, 9)))
     uniform = draw(st.booleans())
-    count = draw(st.integers(1, 12))
+    count = draw(edges.integers(1, 12, *edges.EDGES.counts))
     shapes = [shape if uniform else draw(st.tuples(st.integers(0, 4), st.integers(0, 9))) for _ in range(count)]
     body = bytearray(b"".join(layout.entry(layout.PUT, b"k" * key, b"v" * value, 1) for key, value in shapes))
     kind = draw(st.sampled_from(["none", "flip", "cut", "add", "count"]))

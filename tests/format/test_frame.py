@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import walpool.format.frame as frame_module
+from tests import edges
 from tests.format import layout
 from tests.format.layout import MARKER, frame, item
 from walpool import WALEntry, WALHeader, WALReader, WALWriter
@@ -26,15 +27,17 @@ TWO = frame(7, [item(7), item(8)], appended_at=11, durable_lsn=3, writer=2)
 MARKER_BYTES = MARKER.to_bytes(4, "little")
 
 ITEMS = st.tuples(
-    st.sampled_from([1, 2]), st.binary(max_size=20), st.binary(max_size=40), st.integers(0, (1 << 64) - 1)
+    st.sampled_from([1, 2]), edges.binary(max_size=20), edges.binary(max_size=40),
+    edges.integers(0, edges.U64, *edges.EDGES.timestamps),
 )  # fmt: skip
+LSNS = st.integers(1, 1000) | st.sampled_from([1, MAX_LSN - 5, MAX_LSN - 4, MAX_LSN - 2, MAX_LSN - 1, MAX_LSN])
 FRAMES = st.builds(
     frame,
-    st.integers(1, 1000),
+    LSNS,
     st.lists(ITEMS, min_size=1, max_size=4),
-    appended_at=st.integers(0, 1 << 62),
-    durable_lsn=st.integers(0, 1000),
-    writer=st.integers(0, 0xFFFF),
+    appended_at=edges.integers(0, 1 << 62),
+    durable_lsn=edges.integers(0, 1000),
+    writer=edges.integers(0, 0xFFFF, *edges.EDGES.slots),
 )
 JUNK = st.one_of(
     st.binary(max_size=60),
@@ -58,10 +61,10 @@ def test_a_frame_says_all_that_its_header_does() -> None:
 @layout.examples(300)
 @given(
     st.lists(st.one_of(FRAMES, JUNK), max_size=4).map(b"".join),
-    st.integers(0, 300),
-    st.sampled_from([MARKER, 0, 1, 0xFFFFFFFF]),
-    st.integers(0, 1001),
-    st.one_of(st.none(), st.integers(-10, 1 << 40)),
+    edges.integers(0, 300, 47, 48, 49),
+    st.sampled_from([MARKER, 0, *edges.EDGES.markers]),
+    edges.integers(0, 1001) | LSNS,
+    st.one_of(st.none(), edges.integers(-10, 1 << 40, 0, 47, 48, 49)),
     st.sampled_from([bytes, bytearray, memoryview]),
 )
 @example(b"", 0, MARKER, 0, None, bytes)
@@ -84,7 +87,7 @@ def test_read_frame_never_raises_and_a_frame_is_its_own_encoding(
 
 
 @layout.examples(150)
-@given(st.binary(max_size=200), st.integers(0, 200))
+@given(edges.binary(47, 48, 49, max_size=200), edges.integers(0, 200, 47, 48))
 def test_bytes_that_do_not_hold_the_marker_hold_no_frame(data: bytes, offset: int) -> None:
     found = read_frame(data, offset, MARKER, 0)
     assert not isinstance(found, Frame) or MARKER_BYTES in data
@@ -212,7 +215,7 @@ def test_every_intact_frame_is_found_whatever_lies_between(data: st.DataObject) 
 
 
 @layout.examples(120)
-@given(st.lists(st.one_of(FRAMES, JUNK), max_size=8).map(b"".join), st.integers(0, 400), st.integers(1, 1000))
+@given(st.lists(st.one_of(FRAMES, JUNK), max_size=8).map(b"".join), edges.integers(0, 400), LSNS)
 def test_found_frames_are_intact_rise_and_do_not_overlap(buffer: bytes, offset: int, least_lsn: int) -> None:
     end = offset
     try:

@@ -7,17 +7,19 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import edges
 from tests.format import layout
 from walpool import CorruptLog, UnsupportedVersion, WALHeader
 
-U64 = st.integers(0, (1 << 64) - 1)
+U64 = edges.integers(0, edges.U64, *edges.EDGES.timestamps)
+LSN = edges.integers(1, edges.U63, *edges.EDGES.lsns)
 HEADERS = st.builds(
     WALHeader,
     created_at=U64,
-    sequence=st.integers(1, (1 << 63) - 1),
-    first_lsn=st.shared(st.integers(1, (1 << 63) - 1), key="lsn"),
-    durable_lsn=st.shared(st.integers(1, (1 << 63) - 1), key="lsn").flatmap(lambda lsn: st.integers(0, lsn - 1)),
-    marker=st.integers(1, (1 << 32) - 1),
+    sequence=edges.integers(1, edges.U63),
+    first_lsn=st.shared(LSN, key="lsn"),
+    durable_lsn=st.shared(LSN, key="lsn").flatmap(lambda lsn: edges.integers(0, lsn - 1)),
+    marker=edges.integers(1, edges.U32, *edges.EDGES.markers),
 )
 
 GOOD = WALHeader(created_at=123, sequence=3, first_lsn=41, durable_lsn=40, marker=0x5EEDF00D)
@@ -56,7 +58,7 @@ def test_every_flipped_bit_of_a_header_is_damage(at: int) -> None:
 
 
 @layout.examples(200)
-@given(st.binary(max_size=80))
+@given(edges.binary(63, 64, 65, max_size=80))
 def test_no_other_bytes_are_a_header(data: bytes) -> None:
     with pytest.raises(CorruptLog):
         WALHeader.decode(data)

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import edges
 from tests.format import layout
 from walpool.format.names import MAX_LSN, parse_segment_name, segment_name
 
-LSNS = st.integers(1, MAX_LSN)
+LSNS = edges.integers(1, MAX_LSN, *edges.EDGES.lsns)
 
 
 @layout.examples(200)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import walpool
+from tests import edges
 from tests.oracle import reader
 from tests.oracle.checker import Batch, Row, State, end_after_recovery, judge, readable, row
 from tests.oracle.reader import Ending, Frame, read_frame, read_log, read_segment
@@ -36,7 +37,7 @@ def entry_of(one: Row) -> walpool.WALEntry[bytes]:
 # --- what is whole ---------------------------------------------------------------------------------------------------
 
 
-@given(st.binary(max_size=300), st.integers(0, 2**32 - 1))
+@given(edges.binary(8, 16, max_size=300), edges.integers(0, 2**32 - 1))
 def test_the_checksum_is_the_one_of_the_package(data: bytes, seed: int) -> None:
     assert reader.crc32c(data, seed) == crc32c.crc32c(data, seed)
     assert reader.crc32c(b"123456789") == 0xE3069283  # the check value in the catalogues of checksums
@@ -60,8 +61,8 @@ def test_the_golden_entry_is_read() -> None:
 
 
 rows = st.one_of(
-    st.tuples(st.just("put"), st.binary(max_size=40), st.binary(max_size=600)),
-    st.tuples(st.just("delete"), st.binary(max_size=40), st.just(b"")),
+    st.tuples(st.just("put"), edges.binary(max_size=40), edges.binary(512, max_size=600)),
+    st.tuples(st.just("delete"), edges.binary(max_size=40), st.just(b"")),
 )
 steps = st.one_of(st.lists(rows, min_size=1, max_size=8), st.sampled_from(["rotate", "sync", "reopen"]))
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import edges
 from tests.format import layout
 from tests.read.logs import Span, contents, copy_of, entries, entry_of, fill, make, read, segment_files, spans, written
 from walpool import CorruptLog, RecoveryMode, WALEntry, WALReader, WALWriter
@@ -290,9 +291,10 @@ def mangled(draw: st.DrawFn) -> dict[str, bytes]:
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(files)))
         data = files[name]
-        edges = [0, len(data), *(at for span in layout.spans(bytes(data)) for at in span[:2])]
-        at = draw(st.one_of(st.integers(0, len(data)), st.sampled_from(edges)))
-        end = draw(st.one_of(st.integers(at, at + 80), st.sampled_from(edges)))
+        ends = edges.around(0, 64, len(data), *(at for span in layout.spans(bytes(data)) for at in span[:2]))
+        ends = tuple(at for at in ends if 0 <= at <= len(data))
+        at = draw(st.one_of(st.integers(0, len(data)), st.sampled_from(ends)))
+        end = draw(st.one_of(st.integers(at, at + 80), st.sampled_from(ends)))
         at, end = min(at, end), max(at, end)
         piece = bytes(data[at:end])
         kind = draw(
@@ -305,7 +307,7 @@ def mangled(draw: st.DrawFn) -> dict[str, bytes]:
         elif kind == "truncate":
             del data[at:]
         elif kind == "insert":
-            data[at:at] = draw(st.binary(max_size=80))
+            data[at:at] = draw(edges.binary(48, 64, max_size=80))
         elif kind == "double":
             data[at:at] = piece
         elif kind == "zero":
@@ -321,7 +323,7 @@ def mangled(draw: st.DrawFn) -> dict[str, bytes]:
 
 
 @layout.examples(150)
-@given(files=mangled(), start=st.integers(1, 17), capacity=st.sampled_from([1, 100, 8192]))
+@given(files=mangled(), start=edges.integers(1, 17, *edges.around(6, 10, 16)), capacity=st.sampled_from([1, 100, 8192]))
 def test_a_mangled_log_gives_a_prefix_or_a_named_damage(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], start: int, capacity: int
 ) -> None:

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import walpool
+from tests import edges
 from tests.format import layout
 from tests.read.logs import copy_of, segment_files
 from walpool import CorruptLog, LogNotFound, RecoveryMode, WALEntry, WALReader, WALWriter, lsn_at
 from walpool.system.calls import calls
 
+FILLS = (4096 - 64 - 48) // 4 - 17  # bytes of a value: four of them fill a segment exactly
 MOVES = st.sampled_from([0, 0, 1, 10, 1000, -1, -500])  # of the clock, before a batch
 
 
@@ -47,7 +49,7 @@ def build(log: Path, batches: list[tuple[int, int, int]], patch: pytest.MonkeyPa
 
 
 @layout.examples(30)
-@given(st.lists(st.tuples(MOVES, st.integers(1, 4), st.sampled_from([0, 100, 900])), max_size=60))
+@given(st.lists(st.tuples(MOVES, edges.integers(1, 4), st.sampled_from([0, 1, 100, 900, FILLS])), max_size=60))
 def test_every_boundary_is_found_whatever_the_clock_did(
     tmp_path_factory: pytest.TempPathFactory, batches: list[tuple[int, int, int]]
 ) -> None:

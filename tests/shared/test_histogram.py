@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import edges
 from walpool.shared.figures.histogram import BUCKETS, Histogram, bucket_of, lowest_in
 
 
@@ -18,7 +19,10 @@ def histogram(values: list[int]) -> Histogram:
     return Histogram(tuple(counts), float(sum(values)), 1.0)
 
 
-@given(st.integers(0, (1 << 28) - 1))
+UNITS = edges.integers(0, (1 << 28) - 1, *edges.around(32, 33, 64, 1 << 20, 31 << 23))  # ends of buckets
+
+
+@given(UNITS)
 def test_a_value_is_in_the_bucket_whose_bounds_hold_it(value: int) -> None:
     bucket = bucket_of(value)
     assert lowest_in(bucket) <= value < lowest_in(bucket + 1)
@@ -48,7 +52,7 @@ def assert_near_and_not_above(found: float, exact: int) -> None:
     assert exact - exact / 16 <= found <= exact
 
 
-MANY = st.lists(st.integers(0, 1 << 27), min_size=1, max_size=200)
+MANY = st.lists(edges.integers(0, 1 << 27, *edges.around(32, 33, 64, 1 << 20)), min_size=1, max_size=200)
 
 
 @given(MANY, QUANTILES)
@@ -102,7 +106,7 @@ def test_cumulative_buckets_end_with_all() -> None:
     assert bounds[0][0] == 1.0 and bounds[-1][0] >= 70_000
 
 
-@given(MANY | st.lists(st.integers(0, 1 << 30), min_size=1))
+@given(MANY | st.lists(edges.integers(0, 1 << 30, *edges.around(31 << 23, 1 << 28)), min_size=1))
 def test_each_bound_that_prometheus_is_told_has_all_below_it(values: list[int]) -> None:
     """Also beside values that are beyond the buckets."""
     exponents = pytest.importorskip("walpool.integrations.prometheus").TIME_EXPONENTS

@@ -11,6 +11,7 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import edges
 from tests.crash.faults import Killed, killed_at, watched
 from tests.format import layout
 from tests.read.logs import contents, copy_of, entries, fill, read, segment_files
@@ -88,23 +89,24 @@ def test_a_log_over_the_cap_is_pruned_in_spite_of_pins() -> None:
     assert gone == 2, "until it is under the cap"
 
 
+WHOLE = edges.around(100, 164, 228)  # bytes of the active segment, and of one or two empty ones beside it
 RULES = st.builds(
     Retention,
     checkpointed=st.booleans(),
-    max_bytes=st.one_of(st.none(), st.integers(0, 2000)),
-    max_age=st.one_of(st.none(), st.floats(0, 20)),
-    max_segments=st.one_of(st.none(), st.integers(0, 12)),
-    max_pinned_bytes=st.integers(0, 2000),
+    max_bytes=st.one_of(st.none(), edges.integers(0, 2000, *WHOLE)),
+    max_age=st.one_of(st.none(), st.floats(0, 20), st.integers(0, 20).map(float)),
+    max_segments=st.one_of(st.none(), edges.integers(0, 12, *edges.EDGES.segments)),
+    max_pinned_bytes=edges.integers(0, 2000, *WHOLE),
 )
 
 
 @layout.examples(200)
 @given(
-    st.lists(st.integers(64, 400), max_size=10),
+    st.lists(edges.integers(64, 400), max_size=10) | edges.lists(edges.integers(64, 400), *edges.EDGES.segments),
     RULES,
-    st.integers(0, 130),
-    st.integers(1, 130),
-    st.integers(0, 20),
+    edges.integers(0, 130, *edges.around(10, 20, 90)),
+    edges.integers(1, 130, *edges.around(11, 21, 91)),
+    edges.integers(0, 20),
 )
 def test_oldest_first_and_never_what_is_kept(
     sizes: list[int], rule: Retention, checkpoint: int, pin: int, now_s: int
@@ -389,7 +391,7 @@ def test_a_clock_that_was_set_makes_no_segment_too_old_or_young_for_ever(
     assert sealing_times(made, written.__getitem__, 500) == times
 
 
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=8), st.data())
+@given(st.lists(edges.integers(0, 1000, *edges.around(600)), min_size=1, max_size=8), st.data())
 def test_whatever_the_clock_did_a_segment_is_old_at_last(made: list[int], data: st.DataObject) -> None:
     """Once one was made by the right clock behind it; and what the clock left in order is as it says."""
     written = data.draw(st.lists(st.integers(0, 1000), min_size=len(made), max_size=len(made)))
