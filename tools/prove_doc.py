@@ -127,8 +127,6 @@ def _shortly(finding: str) -> str:
 
 def mutants() -> list[str]:
     """What `tools/mutate.py --report` has found last."""
-    if not FIGURES.exists():
-        return [MUTANTS, "", "Not drawn since: `tools/dev.py mutate --sample 300 --report`."]
     found = json.loads(FIGURES.read_text())
     real = found["drawn"] - found["equivalent"]
     rows = {
