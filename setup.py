@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 NATIVE = Path("src") / "walpool" / "native"  # setuptools wants it relative to here
-HEADERS = ["bytes.h", "call.h", "crc.h", "entries.h", "frames.h", "make.h"]
+HEADERS = ["bytes.h", "call.h", "crc.h", "entries.h", "frames.h", "make.h", "place.h", "placing.h"]
 OLDEST = "0x030B0000"  # of the limited API: one file for Python 3.11 and every later one
 
 

@@ -22,7 +22,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
-TESTS = ["tests/native", "tests/format", "tests/golden", "tests/read", "tests/crash/test_hostile_bytes.py"]
+TESTS = [
+    "tests/native", "tests/format", "tests/golden", "tests/read", "tests/write", "tests/crash/test_hostile_bytes.py",
+    "tests/crash/test_core_place.py",
+]  # fmt: skip
 NOT_THESE = "not takes_no_memory"  # the sanitizers take memory
 PLACE = "WALPOOL_SANITIZED_CORE"
 
@@ -52,6 +55,7 @@ def main(args: Sequence[str]) -> int:
         environment = {
             **os.environ,
             PLACE: str(core),
+            "WALPOOL_FAILPOINTS_CFLAGS": " ".join(CHECKS),  # for the core that tests build
             "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
             "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",  # Python leaks at its end
             "PYTHONMALLOC": "malloc",  # or its own allocator would hide what is read behind an object

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.crash import finders
+from tests.crash import failpoints, finders
 from tests.support import ROOT
 
 SOURCE = ROOT / "src" / "walpool"
@@ -30,6 +30,7 @@ class Bug(NamedTuple):
     more: tuple[tuple[str, str], ...] = ()  # further places of the same change
 
 
+CORE = "tests/crash/test_core_place.py"
 CALLS = "tests/crash/test_kill_sweep.py -k little-call"
 
 BUGS = [
@@ -842,25 +843,181 @@ BUGS = [
         "found.last_append_ns",
         "tests/upkeep/test_retention.py -k older_than_one",
     ),
+    # The core's append
+    Bug(
+        "core: the commit word is stored before the frame is written",
+        "native/placing.h",
+        "    if (!write_frame(ready->fd, wanted, tail))\n        return 0;",
+        "",
+        f"{CORE} -k append-100",
+        (("    AT(committed)\n", "    AT(committed)\n    write_frame(ready->fd, wanted, tail);\n"),),
+    ),
+    Bug(
+        "core: the lock is left before the commit word is stored",
+        "native/placing.h",
+        "    AT(filled)\n",
+        "    flock(ready->lock_fd, LOCK_UN);\n    AT(filled)\n",
+        f"{CORE} -k stands_still",
+    ),
+    Bug(
+        "core: a short write is taken for a whole one",
+        "native/placing.h",
+        "(off_t)offset) == (ssize_t)size;\n}",
+        "(off_t)offset) > 0;\n}",
+        f"{CORE} -k fails_inside",
+    ),
+    Bug(
+        "core: a short write of pieces is taken for a whole one",
+        "native/placing.h",
+        "(off_t)offset) == (ssize_t)size;\n    unsigned",
+        "(off_t)offset) > 0;\n    unsigned",
+        f"{CORE} -k fails_inside",
+    ),
+    Bug(
+        "core: the state is read before the lock is taken",
+        "native/placing.h",
+        "    *commit = look(words + COMMIT);\n",
+        "",
+        f"{CORE} -k comes_first",
+        (
+            (
+                "    uint64_t commit;\n    AT(entered)",
+                "    uint64_t commit = look(ready->words + COMMIT);\n    AT(entered)",
+            ),
+        ),
+    ),
+    Bug(
+        "core: the copy in force is filled",
+        "native/placing.h",
+        "*next = words + (*commit & 1 ? COPY_A : COPY_B);",
+        "*next = state;",
+        f"{CORE} -k stands_still",
+    ),
+    Bug(
+        "core: who waits is woken before there is news",
+        "native/placing.h",
+        "    AT(filled)\n",
+        "    wake(ready, *commit);\n    AT(filled)\n",
+        f"{CORE} -k falls_asleep",
+        (
+            ("        wake(ready, commit);\n", ""),
+            ("/* Publish the frame", "static void wake(const Ready *, uint64_t);\n/* Publish the frame"),
+        ),
+    ),
+    Bug(
+        "core: nobody is woken",
+        "native/placing.h",
+        "        wake(ready, commit);\n",
+        "",
+        f"{CORE} -k falls_asleep",
+    ),
+    Bug(
+        "core: a batch counts an entry too many",
+        "native/placing.h",
+        "row[ROW_MORE] + count - 1",
+        "row[ROW_MORE] + count",
+        f"{CORE} -k same_bytes",
+    ),
+    Bug(
+        "core: counts wrap",
+        "native/placing.h",
+        "row[ROW_BYTES] + frame_bytes",
+        "(uint32_t)(row[ROW_BYTES] + frame_bytes)",
+        f"{CORE} -k counts_beyond",
+    ),
+    Bug(
+        "core: a signal is no end of the wait for the lock",
+        "native/placing.h",
+        "    if (flock(ready->lock_fd, operation) != 0)\n        return 0;",
+        "    while (flock(ready->lock_fd, operation) != 0)\n        if (errno != EINTR)\n            return 0;",
+        f"{CORE} -k answers_an_interrupt",
+    ),
+    Bug(
+        "core: an unlock that fails is left at that",
+        "native/placing.h",
+        "#define UNLOCK_TRIES 8",
+        "#define UNLOCK_TRIES 0",
+        f"{CORE} -k fails_inside",
+    ),
+    Bug(
+        "core: a stopped log is appended to",
+        "native/placing.h",
+        "look(words + STOP) || ",
+        "",
+        f"{CORE} -k stopped",
+    ),
+    Bug(
+        "core: a segment has room for everything",
+        "native/placing.h",
+        " || frame_bytes > ready->ready_to - tail",
+        "",
+        f"{CORE} -k longer_than",
+    ),
+    Bug(
+        "core: names are never compared",
+        "native/placing.h",
+        "now < ready->looked_ns || now >= ready->next_look_ns",
+        "0",
+        f"{CORE} -k has_to_be_looked_at",
+        ((" || lsn >= ready->next_look_lsn ||", " ||"),),
+    ),
+    Bug(
+        "core: the time of an append goes back with the clock",
+        "native/placing.h",
+        "    if (now < state[LAST_NS])\n        now = state[LAST_NS];",
+        "",
+        f"{CORE} -k set_back",
+    ),
+    Bug(
+        "core: a killed append leaves no note",
+        "native/placing.h",
+        "    store(words + INTENT, *commit + ((uint64_t)ready->slot << 48) + 1);\n",
+        "",
+        f"{CORE} -k stands_still",
+    ),
+    Bug(
+        "core: the mutex between threads is not asked",
+        "native/place.h",
+        " && is_true(place->acquire, place->no_wait)",
+        "",
+        f"{CORE} -k not_let_in",
+    ),
+    Bug(
+        "core: a child appends with its parent's lock",
+        "native/place.h",
+        "place->refused || place->forks != forks",
+        "place->refused",
+        f"{CORE} -k does_not_know",
+    ),
 ]
 
 
 def find(bug: Bug, folder: Path, states: int = STATES, seed: int = SEED) -> str | None:
     """What the finder said, or None when it found nothing."""
+    environment = {"WALPOOL_SEED": str(seed), "WALPOOL_DEADLINE_S": "5"}
+    if bug.file.startswith("native/"):
+        changes = [(Path(bug.file).name, old, new) for old, new in ((bug.old, bug.new), *bug.more)]
+        environment[failpoints.GIVEN] = str(failpoints.built(changes=changes))
+        return _found(bug, "", "", environment, folder, states, seed)
     text = (SOURCE / bug.file).read_text()
     for old, new in ((bug.old, bug.new), *bug.more):
         assert text.count(old) == 1, f"{bug.file} has changed: there is no place for the bug {bug.name!r} any more"
         text = text.replace(old, new)
     compile(text, bug.file, "exec")
+    if bug.file.startswith("format/"):
+        environment["WALPOOL_PURE"] = "1"  # its functions have twins, which do not have the bug
+    name = "walpool." + bug.file.removesuffix(".py").replace("/", ".")
+    return _found(bug, name, text, environment, folder, states, seed)
+
+
+def _found(
+    bug: Bug, name: str, text: str, environment: dict[str, str], folder: Path, states: int, seed: int
+) -> str | None:
     kind, _, scripts = bug.finder.partition(": ")
     if kind == "cut":
         words = [finders.CUTS, str(seed), str(states), *scripts.split(", ")]
     else:
         words = ["-x", "-q", "-p", "no:cacheprovider", *bug.finder.split()]
-    name = "walpool." + bug.file.removesuffix(".py").replace("/", ".")
-    environment = {"WALPOOL_SEED": str(seed), "WALPOOL_DEADLINE_S": "5"}
-    if bug.file.startswith("format/"):
-        environment["WALPOOL_PURE"] = "1"  # its functions have twins, which do not have the bug
     code, said = finders.run(name, text, words, environment, folder, BUDGET_S)
     assert code in (0, FOUND), f"{bug.name}: the finder ended with {code}:\n{said[-3000:]}"
     return said[-3000:] if code == FOUND else None

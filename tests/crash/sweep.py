@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.crash import scripts
+from tests.crash.failpoints import DieInCore, appends_by
 from tests.crash.proof import repeatable
 from tests.crash.scripts import ANSWER, BUFFERED, CHECKPOINT, END, KEPT, LIMIT, Prepare, Script, teller
 from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, kill_self, stores, tapped, told_of_stores
@@ -38,7 +39,7 @@ PATIENCE_S = DEADLINE_S / 3
 
 
 class Point(NamedTuple):
-    """Where a victim dies: at the n-th of all calls, which is `what`, or at the n-th line or store."""
+    """Where a victim dies: at the n-th of all calls, which is `what`, at the n-th line or store, or inside the core."""
 
     what: str
     n: int
@@ -46,12 +47,14 @@ class Point(NamedTuple):
     part: float = 0.5  # of a write that is torn
 
     def __str__(self) -> str:
-        if self.what in ("line", "store"):
+        if self.what in ("line", "store", "core"):
             return f"{self.what} {self.n} {self.moment}"
         part = f" at {self.part}" if self.moment == "torn" else ""
         return f"call {self.n}, {self.moment} {self.what}{part}"
 
-    def death(self, act: Callable[[], object] = kill_self) -> DieAtCall | DieAtLine | DieAtStore:
+    def death(self, act: Callable[[], object] = kill_self) -> DieAtCall | DieAtLine | DieAtStore | DieInCore:
+        if self.what == "core":
+            return DieInCore(self.n, self.moment)
         if self.what == "line":
             return DieAtLine(self.n)
         if self.what == "store":
@@ -155,6 +158,8 @@ def points_of(scene: Scene, kind: str, place: Path) -> list[Point]:
             WALWriter(log, size_limit=LIMIT).close()  # as the survivor does
         death: Any = Point(kind, 0, "before").death()
         run_with(death, lambda: scene.script(log, f"{scene.author}0", lambda *_: None))
+        if kind == "core":
+            return [Point("core", n, moment) for n, moment in death.points()]
         if kind == "line":
             return [Point("line", n) for n in range(1, death.count + 1)]
         if kind == "store":
@@ -257,16 +262,17 @@ class Sweep:
         return Tally(self._rounds, self._died, self._acknowledged)
 
 
-def run_with(counter: DieAtLine | DieAtStore | DieAtCall, run: Callable[[], None]) -> None:
+def run_with(counter: DieAtLine | DieAtStore | DieAtCall | DieInCore, run: Callable[[], None]) -> None:
     if isinstance(counter, DieAtCall):
         with tapped(counter):
             run()
     else:
-        counter.start()
-        try:
-            run()
-        finally:
-            counter.stop()
+        with appends_by(isinstance(counter, DieInCore)):
+            counter.start()
+            try:
+                run()
+            finally:
+                counter.stop()
 
 
 def in_child(run: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.crash.failpoints import appends_by
 from tests.crash.interruptions import Interruption, warm_up
 from tests.support import Channel, Start, run_threads, until
 from walpool import LogBusy, SyncMode, WALReader, WALWriter
@@ -59,12 +60,14 @@ CALLS: dict[str, Callable[[WALWriter], object]] = {
 }
 
 
-def interrupt_each_bytecode(channel: Channel, log: Path, options: dict[str, Any], name: str, step: int) -> int:
+def interrupt_each_bytecode(
+    channel: Channel, log: Path, options: dict[str, Any], name: str, step: int, by_core: bool = False
+) -> int:
     """How many bytecodes it has, about."""
     sys.unraisablehook = lambda _: None  # Python drops what is raised in a finaliser
     warnings.simplefilter("ignore", ResourceWarning)
     n = 1
-    with WALWriter(log, **options) as writer:
+    with appends_by(by_core), WALWriter(log, **options) as writer:
         writer.put(b"first", b"")
         writer.sync()
         writer.checkpoint(1)
@@ -97,6 +100,17 @@ def test_an_exception_at_any_bytecode_of_a_put_of_any_kind_leaves_every_lock_fre
     child: Start, memory: Path, options: dict[str, Any]
 ) -> None:
     assert child(interrupt_each_bytecode, memory / "log", options, "put", 3).result() > 50
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lock_timeout": 5.0}, {"sync_mode": SyncMode.FULL}, {"sync_mode": SyncMode.NONE, "linger_s": 3600.0}],
+    ids=["NORMAL", "timed", "FULL", "NONE"],
+)
+def test_an_exception_at_any_bytecode_around_an_append_of_the_core_leaves_every_lock_free(
+    child: Start, memory: Path, options: dict[str, Any]
+) -> None:
+    assert child(interrupt_each_bytecode, memory / "log", options, "put", 1, True).result() > 5
 
 
 def interrupt_system_calls(channel: Channel, log: Path, event: str) -> int:
@@ -142,7 +156,7 @@ def raise_in_every_unlock(channel: Channel, log: Path) -> int:
             raise Interrupt
 
     sys.addaudithook(hook)
-    with WALWriter(log) as writer:
+    with appends_by(None), WALWriter(log) as writer:  # the core's calls have no hooks
         writer.put(b"first", b"")
         writer.checkpoint(writer.sync())
         outside = Outside(log)

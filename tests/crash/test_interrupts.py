@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import walpool
+from tests.crash.failpoints import appends_by
 from tests.crash.proof import repeatable
 from tests.support import Ack, Channel, Child, Start, append_op, entries_of, judge, open_fds, read_log, until
 from walpool import SyncMode, WALEntry, WALError, WALWriter
@@ -89,6 +90,11 @@ class Locks:
 
 def hammer(channel: Channel, log: Path, mode: SyncMode, seed: int, wanted: int) -> tuple[int, list[Ack], list[int]]:
     """Append under interrupts until so many were delivered; what was acknowledged, and what is in doubt."""
+    with appends_by(seed % 2 == 0):
+        return _hammer(channel, log, mode, seed, wanted)
+
+
+def _hammer(channel: Channel, log: Path, mode: SyncMode, seed: int, wanted: int) -> tuple[int, list[Ack], list[int]]:
     alarm = Alarm(seed, 400e-6 if mode is SyncMode.FULL else 120e-6)
     acks: list[Ack] = []
     in_doubt: list[int] = []
@@ -151,10 +157,11 @@ def interrupt_appends(child: Start, log: Path, mode: SyncMode, seed: int, wanted
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "wanted"), [(SyncMode.NORMAL, 2_200), (SyncMode.FULL, 1_000)])
+@pytest.mark.parametrize("by_python", [False, True], ids=["core", "python"])
 def test_no_interrupt_leaves_a_lock_held_or_an_entry_doubled(
-    child: Start, memory: Path, mode: SyncMode, wanted: int, seed: int
+    child: Start, memory: Path, mode: SyncMode, wanted: int, by_python: bool, seed: int
 ) -> None:
-    interrupt_appends(child, memory / "events.wal", mode, seed, wanted)
+    interrupt_appends(child, memory / "events.wal", mode, 2 * seed + by_python, wanted)
 
 
 def hammer_buffered(channel: Channel, log: Path, seed: int, wanted: int) -> tuple[list[int], list[int]]:

@@ -468,6 +468,7 @@ def die_while_filling(channel: Channel, log: Path, zeroed: int, filled: int) -> 
         os.kill(os.getpid(), signal.SIGKILL)
 
     appender._fill = fill
+    appender._look_first()  # so that it is Python's
     writer.put(b"key", b"value")
 
 

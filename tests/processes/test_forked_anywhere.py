@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.crash.failpoints import appends_by
 from tests.crash.interruptions import Interruption, warm_up
 from tests.support import Channel, Start, open_fds, read_log, reap, until
 from walpool import Retention, SyncMode, WALMetrics, WALReader, WALWriter
@@ -58,8 +59,8 @@ class Forks:
         return code == HELD
 
 
-def fork_in_the_middle(channel: Channel, log: Path, mode: SyncMode, what: str, step: int) -> int:
-    with WALWriter(log, mode, LIMIT, linger_s=3600.0) as writer:
+def fork_in_the_middle(channel: Channel, log: Path, mode: SyncMode, what: str, step: int, by_core: bool) -> int:
+    with appends_by(by_core), WALWriter(log, mode, LIMIT, linger_s=3600.0) as writer:
         calls: dict[str, Callable[[], object]] = {
             "put": lambda: writer.put(b"key", b"value"),
             "sync": lambda: (writer.put(b"key", b"value"), writer.sync()),
@@ -98,7 +99,16 @@ def fork_in_the_middle(channel: Channel, log: Path, mode: SyncMode, what: str, s
 )
 def test_a_fork_in_the_middle_of_a_call_lets_both_go_on(child: Start, memory: Path, mode: SyncMode, what: str) -> None:
     log = memory / "log"
-    assert child(fork_in_the_middle, log, mode, what, 17 if what == "rotate" else 37).result() > 100
+    assert child(fork_in_the_middle, log, mode, what, 17 if what == "rotate" else 37, False).result() > 100
+    entries = read_log(log)
+    assert [entry.lsn for entry in entries] == list(range(1, len(entries) + 1))
+
+
+@pytest.mark.usefixtures("linux")
+@pytest.mark.parametrize("mode", list(SyncMode))
+def test_a_fork_around_an_append_of_the_core_lets_both_go_on(child: Start, memory: Path, mode: SyncMode) -> None:
+    log = memory / "log"
+    assert child(fork_in_the_middle, log, mode, "put", 1 if mode is SyncMode.NORMAL else 37, True).result() > 5
     entries = read_log(log)
     assert [entry.lsn for entry in entries] == list(range(1, len(entries) + 1))
 

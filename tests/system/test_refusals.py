@@ -357,7 +357,9 @@ def test_only_an_append_says_that_nothing_was_appended(
     with WALWriter(log, mode, linger_s=3600.0) as writer:
         writer.put(b"k", b"v")
         writer.sync()
-        monkeypatch.setattr(writer._handle.open().appender, "_pwrite", fails)
+        appender = writer._handle.open().appender
+        monkeypatch.setattr(appender, "_pwrite", fails)
+        appender._look_first()  # so that it is Python's
         with pytest.raises(WALError) as caught:
             writer.append_batch([walpool.WALEntry.put(b"k", b"v")])
         assert str(caught.value).endswith("; nothing was appended")

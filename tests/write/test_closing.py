@@ -114,6 +114,7 @@ def inside(writer: WALWriter, do: Callable[[], object]) -> list[BaseException]:
         return really(*args)
 
     appender._pwrite = pwrite
+    appender._look_first()  # so that it is Python's
     return raised
 
 

@@ -1,17 +1,20 @@
-/* The core: compiled twins of a few hot functions, each beside its Python with the same name, arguments and results.
+/* The core: compiled twins of a few hot functions, each beside its Python with the same name, arguments and results; and
+ * the plain case of an append (place.h), which is asked first, and answers 0 where Python has to do it.
  *
  * Python is the specification. Whatever is unusual (another type, bytes that are no frame, lengths that do not add up), a
  * twin hands to its Python function with the arguments as they came, having changed nothing: so an error is always said
  * by Python. native/select.py decides whether any of this runs.
  *
- * Holds: the lock of the interpreter is let go of in one place only, where a large body is summed, whose bytes are pinned.
- * Nothing is kept between calls: what a twin makes and compares with is in the tuple that it is bound to.
+ * Holds: the lock of the interpreter is let go of in two places only: where a large body is summed, whose bytes are
+ * pinned, and where an append waits or writes much (place.h). Nothing is kept between calls of a twin: what it makes and
+ * compares with is in the tuple that it is bound to.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include "entries.h"
 #include "frames.h"
+#include "place.h"
 
 #ifndef WALPOOL_SOURCES
 #define WALPOOL_SOURCES "unknown"
@@ -102,10 +105,13 @@ static PyMethodDef functions[] = {
 
 static int prepare(PyObject *module)
 {
-    return PyModule_AddStringConstant(module, "CHECKSUM", prepare_crc()) < 0 ||
-                   PyModule_AddStringConstant(module, "SOURCES", WALPOOL_SOURCES) < 0
-               ? -1
-               : 0;
+    PyObject *place = PyType_FromModuleAndSpec(module, &place_spec, NULL);
+    int failed = !place || PyModule_AddObjectRef(module, "Place", place) < 0 ||
+                 PyModule_AddStringConstant(module, "CHECKSUM", prepare_crc()) < 0 ||
+                 PyModule_AddStringConstant(module, "SOURCES", WALPOOL_SOURCES) < 0 ||
+                 pthread_atfork(NULL, NULL, count_fork) != 0;
+    Py_XDECREF(place);
+    return failed ? -1 : 0;
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)prepare}, {0, NULL}};

@@ -81,15 +81,20 @@ typedef struct {
 } Parts;
 
 /* Whether these can be encoded as they are; for all else Python says what is wrong with it, or converts it. */
-static int take_parts(Parts *parts, PyObject *key, PyObject *value, PyObject *timestamp)
+static int take_key_and_value(Parts *parts, PyObject *key, PyObject *value)
 {
-    if (!PyBytes_CheckExact(key) || !PyBytes_CheckExact(value) || !as_word(timestamp, UINT64_MAX, &parts->timestamp))
+    if (!PyBytes_CheckExact(key) || !PyBytes_CheckExact(value))
         return 0;
     parts->key = key;
     parts->value = value;
     parts->key_bytes = PyBytes_Size(key);
     parts->value_bytes = PyBytes_Size(value);
     return parts->key_bytes <= (Py_ssize_t)MAX_KEY_BYTES && parts->value_bytes <= (Py_ssize_t)MAX_VALUE_BYTES;
+}
+
+static int take_parts(Parts *parts, PyObject *key, PyObject *value, PyObject *timestamp)
+{
+    return as_word(timestamp, UINT64_MAX, &parts->timestamp) && take_key_and_value(parts, key, value);
 }
 
 static int take_entry(Parts *parts, PyObject *entry, PyObject *type, PyObject *const operations[2])
@@ -111,11 +116,16 @@ static Py_ssize_t encoded_bytes(const Parts *parts)
     return (Py_ssize_t)ENTRY_BYTES + parts->key_bytes + parts->value_bytes;
 }
 
-static unsigned char *encode_at(unsigned char *at, const Parts *parts)
+static unsigned char *encode_head(unsigned char *at, const Parts *parts)
 {
     at = store32(at, parts->operation << 28 | (uint32_t)parts->key_bytes);
     at = store32(at, (uint32_t)parts->value_bytes);
-    at = store64(at, parts->timestamp);
+    return store64(at, parts->timestamp);
+}
+
+static unsigned char *encode_at(unsigned char *at, const Parts *parts)
+{
+    at = encode_head(at, parts);
     memcpy(at, PyBytes_AsString(parts->key), (size_t)parts->key_bytes);
     at += parts->key_bytes;
     memcpy(at, PyBytes_AsString(parts->value), (size_t)parts->value_bytes);

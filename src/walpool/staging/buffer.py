@@ -29,8 +29,8 @@ class Owner(Protocol):
         the parent's to append.
         """
 
-    def last_body(self) -> bytes | None:
-        """The last that was published, so that an interrupted caller can tell."""
+    def published(self, data: bytes) -> bool:
+        """Whether this was the last body that was published, for an interrupted caller."""
 
     def do_chores(self) -> None:
         """What appends have left to do; they may start threads."""
@@ -145,7 +145,7 @@ class Buffer:
             self._bodies, self._bytes = [], 0
             self._tell()
         except BaseException:
-            if owner.last_body() is data:  # an interrupt came between the publication and here
+            if owner.published(data):  # an interrupt came between the publication and here
                 self._bodies, self._bytes = [], 0
             raise
 

@@ -2,7 +2,8 @@
 
 Holds: nothing else in walpool names these functions, but for the close of a log's open file (see files.File: it must be
 one step). So replacing an attribute of `calls` before a log is opened
-lets a test record, fail or interrupt every call. The hot path binds what it needs when a log is opened.
+lets a test record, fail or interrupt every call. The hot path binds what it needs when a log is opened. The core, which
+makes some of these calls in C, is used by logs that are opened while all of those are the originals.
 """
 
 import errno
@@ -109,3 +110,9 @@ except (ImportError, OSError, AttributeError):  # a Python that was built withou
     _fstatfs = _syscall = None
 
 calls = Calls()
+_originals = vars(calls).copy()
+
+
+def are_originals(*names: str) -> bool:
+    """Whether nobody has replaced these: then the core may make the same calls of the system by itself."""
+    return all(getattr(calls, name) is _originals[name] for name in names)

@@ -88,12 +88,12 @@ class ProcessLock:
         self.timeout_s = timeout_s
         self.unlock: Flock = calls.flock
         self._flock: Flock = calls.flock
-        self._others = _by_file.setdefault(file.place, [])
-        self._others.append(ref(self, partial(_forget, file.place)))
+        self.others = _by_file.setdefault(file.place, [])
+        self.others.append(ref(self, partial(_forget, file.place)))
 
     def take(self, fd: int, operation: int) -> None:
         """Wait for the flock: in the kernel, or polling until the timeout. Whoever polls can lose to those who wait."""
-        if len(self._others) > 1:
+        if len(self.others) > 1:
             self.check_others()
         if self.timeout_s is None:
             self._flock(fd, operation)
@@ -107,7 +107,7 @@ class ProcessLock:
 
     def check_others(self) -> None:
         """Raises LogBusy when another writer of this process has the lock, and this thread is inside of that one."""
-        for other in list(self._others):
+        for other in list(self.others):
             lock = other()
             if lock is not None and lock is not self and lock.is_ours():
                 raise itself(self.file.path)

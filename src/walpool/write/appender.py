@@ -40,10 +40,9 @@ AHEAD_BYTES = 1 << 20
 
 class Appender(Place):
     def __init__(self, log: OpenLog, options: WriterOptions, row: SlotRow | None, waits: Waits, chores: Chores) -> None:
-        super().__init__(log, row, waits)
+        super().__init__(log, row, waits, chores)
         self._log = log  # no cycle: an interrupted opening would keep its slot until it is collected
         self._row = row
-        self.chores = chores
         self._size_limit = options.size_limit
         self._file_mode = options.mode
         self._ahead = AHEAD_BYTES if options.sync_mode is SyncMode.FULL else 0
@@ -67,6 +66,8 @@ class Appender(Place):
         if self._row is not None:
             self.waits.appended_ns = now  # told once it is appended
         self.chores.look()
+        if self.core is not None:
+            self.core.ready(*self.active[:3], self.ready_to, self.next_look_lsn, self.looked_ns, self.next_look_ns)
 
     def _attend(self) -> None:
         """Something stands in the way of appends: finish the rotation that a killed process left, or refuse."""
@@ -128,16 +129,22 @@ class Appender(Place):
 
     def _use(self, segment: Segment) -> None:
         old = self.active
-        self.ready_to = 0
+        self._look_first()
         self.active = Active.of(segment)
         old.segment.file.close()
 
     def _unwritten(self, error: OSError, tail: int) -> Exception:
         if cut_back(self.active.fd, tail):
             self._words[INTENT] = 0  # or this writer shows as the holder of the lock until somebody appends
-        self.ready_to = 0
+        self._look_first()
         self.waits.not_appended()
         return typed_error(error, self.active.segment.file.path)
+
+    def _look_first(self) -> None:
+        """Before the next frame."""
+        self.ready_to = 0
+        if self.core is not None:
+            self.core.look_first()
 
     def rotate(self) -> bool:
         """Seal the active segment now; False when nothing is in it."""

@@ -27,7 +27,7 @@ from walpool.system.locks import itself
 from walpool.system.threads import leave, mutex
 from walpool.upkeep.room import make_room
 from walpool.write.appender import Appender
-from walpool.write.place import Retired
+from walpool.write.place import Put, Retired
 from walpool.write.rotation import check_fits
 from walpool.write.session import Left, Session
 
@@ -43,7 +43,8 @@ class Handle:
         self.options = options
         self.closed = False
         self.session: Session | None = None
-        self.hot: Appender | None = None  # of a session in SyncMode.NORMAL: the short way of `put`
+        self.hot: Appender | None = None  # of a session in SyncMode.NORMAL: the short way of `put`,
+        self.hot_put: Put | None = None  # and the shortest, where the core runs
         self.report: RecoveryReport | None = None
         self.counters = counters_of(path)
         self.buffer: Buffer | None = self._new_buffer() if options.sync_mode is SyncMode.NONE else None
@@ -55,9 +56,10 @@ class Handle:
         limit_bytes = min(self.options.buffer_bytes, self.options.size_limit - HEADER_BYTES - FRAME_BYTES)
         return Buffer(self.path, limit_bytes, self.options.linger_s)
 
-    def last_body(self) -> bytes | None:
+    def published(self, data: bytes) -> bool:
+        """See Owner."""
         session = self.session
-        return None if session is None else session.appender.last_body
+        return session is not None and session.appender.published(data) is not None
 
     def open(self) -> Session:
         """The session; opens the log if need be: at first, in a forked child, or when it has been recovered."""
@@ -94,6 +96,7 @@ class Handle:
             self.session = session
             if self.options.sync_mode is SyncMode.NORMAL:
                 self.hot = session.appender
+                self.hot_put = None if self.hot.core is None else self.hot.core.put
             writer = self._writer()
             if self.buffer is not None and writer is not None:
                 self.buffer.row = session.row
@@ -219,7 +222,12 @@ class Handle:
             raise self.failed(itself(self.path))
         try:
             if appender.waits.sample:
-                return appender.waits.timed(appender.append, *body)
+                return appender.waits.timed(appender.place, *body)
+            core = appender.core
+            if core is not None:
+                first_lsn = core.append(body.data, body.entries, body.largest)
+                if first_lsn:
+                    return first_lsn
             return appender.append(body.data, body.entries, body.largest)
         except BaseException as error:
             first_lsn = self.not_appended(appender, error, body.data)
@@ -291,17 +299,18 @@ class Handle:
     def let_go(self, session: Session | None) -> None:
         if session is not None:
             if self.session is session:
-                self.session = self.hot = None
+                self.session = self.hot = self.hot_put = None
             session.close()
 
     def let_go_of_freed(self) -> None:
         """The collector has closed the files of the session that it found with us: what is buffered needs another."""
-        self.session = self.hot = None
+        self.session = self.hot = self.hot_put = None
 
     def after_fork(self) -> None:
         """In a forked child: close the parent's descriptors (an unlock would free its lock) and start over."""
         self._opening = mutex()  # another thread may have held the old one
         session, self.session, self.hot = self.session, None, None
+        self.hot_put = None
         if session is not None:
             session.drop()
         if self.buffer is not None:

@@ -7,26 +7,37 @@ Both locks are free once nobody is inside, whatever exception arrives at whateve
 handler forks in the middle of an append finds the views of the shared block released, the descriptors closed, and what
 would use one of them replaced.
 
+Where the core runs, `core` is its twin of `append`, asked first: it does the plain case in one call, in which no Python
+runs. It makes the same calls of the system, so it is there only while nobody has replaced those. What is plain it is
+told by whoever has looked around, until it is told to look first: before the segment is another, or closed.
+
 Whatever is not plain is asked of the subclass, under the lock: `_look_around` before a frame for which something has to
 be done first (a rotation, a poisoned log, names to compare, another process's segment), `_unwritten` when the system
-did not take it. So another language's Place can stand here, and the Appender does not see which it has.
+did not take it.
 """
 
+import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from types import BuiltinMethodType
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from walpool.errors import WALError
 from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, FRAME_REST
-from walpool.native.select import crc32c
+from walpool.native.select import core, crc32c
 from walpool.opening.opening import OpenLog
 from walpool.shared.catalog import Segment
-from walpool.shared.control import COMMIT, COPIES, DURABLE, GROWTH, INTENT, INTENT_SLOT_BITS, STATE, STOP
+from walpool.shared.control import COMMIT, COPIES, DURABLE, GROWTH, INTENT, INTENT_SLOT_BITS, STATE, STOP, LogState
+from walpool.shared.figures.fields import HISTOGRAMS
+from walpool.shared.figures.histogram import BUCKETS
 from walpool.shared.slot_rows import BATCH, BATCHES, BYTES, MORE_ENTRIES, SlotRow, bucket_word
 from walpool.shared.wakeups import Wakeups
-from walpool.system.calls import calls
+from walpool.system.calls import are_originals, calls
 from walpool.system.files import write_rest
+from walpool.system.forks import in_forked_children
 from walpool.system.locks import LOCK_UN, TRY_EX, Flock
-from walpool.write.waits import Waits
+from walpool.system.shared_words import WORD
+from walpool.write.chores import Chores
+from walpool.write.waits import CONTENDED_FOR, TIMED_WAITS, Waits
 
 _pack_prefix = FRAME_PREFIX.pack
 _pack_rest = FRAME_REST.pack
@@ -58,10 +69,14 @@ class Place:
     last_body: bytes | None = None  # and its body, so that an interrupted caller can tell whether that was its own
     forked = False  # this is a child, and the log was its parent's
 
-    def __init__(self, log: OpenLog, row: SlotRow | None, waits: Waits) -> None:
+    def __init__(self, log: OpenLog, row: SlotRow | None, waits: Waits, chores: Chores) -> None:
         self.waits = waits
+        self.chores = chores
+        self.core = core_place(log, row, waits, chores)
+        if self.core is not None:
+            in_forked_children(self, _refuse_core)  # also while it is opened or closed: mappings have descriptors
         self.active = Active.of(log.segment)
-        self._counts = None if row is None or row.shared else row.words
+        self._counts = None if row is None or row.shared or self.core is not None else row.words
         self._batches, self._bytes, self._more = (
             (row.words[BATCHES], row.words[BYTES], row.words[MORE_ENTRIES]) if row is not None else (0, 0, 0)
         )
@@ -149,9 +164,23 @@ class Place:
                 if count > 1:
                     counts[MORE_ENTRIES] = self._more = self._more + count - 1
                     counts[bucket_word(BATCH, count)] += 1
+            elif self.core is not None:
+                self.core.count(count, frame_bytes)
             if words[GROWTH]:  # with the mutex: another thread may close this, and let go of the words, behind it
                 self._growth.wake(commit)
         return next_lsn
+
+    def place(self, data: bytes, count: int, largest: int) -> int:
+        """`append`, by the core where it does it."""
+        first_lsn = 0 if self.core is None else self.core.append(data, count, largest)
+        return first_lsn or self.append(data, count, largest)
+
+    def published(self, data: bytes) -> int | None:
+        """The first LSN of the last frame that this published, if `data` was its body."""
+        for last in (self, self.core):
+            if last is not None and last.last_body is data:
+                return last.last_lsn
+        return None
 
     def after_exception(self, data: bytes) -> int | None:
         """For the caller of an `append` that ended with one: locks are free then, whatever it kept from being done.
@@ -159,7 +188,7 @@ class Place:
         The first LSN, when the append was done all the same, in a child that was forked in the middle of it.
         """
         self._lock.set_free()
-        return self.last_lsn if self.forked and self.last_body is data else None
+        return self.published(data) if self.forked else None
 
     def _look_around(self, frame_bytes: int, now: int) -> None:
         """Have everything as a frame of so many bytes needs it, or raise: then nothing is appended."""
@@ -171,6 +200,8 @@ class Place:
 
     def refuse(self) -> None:
         """From now on everything raises Retired, also in an append that is under way in a child forked out of it."""
+        if self.core is not None:
+            self.core.refuse()
         self.append = self._look_around = self._unwritten = _refuse  # type: ignore[method-assign, assignment]
         self._try_lock = self._pwrite = self._write_rest = _refuse
         self.waits.refuse(_refuse)
@@ -178,5 +209,79 @@ class Place:
         self._counts = None
 
 
+def _refuse_core(place: Place) -> None:
+    if place.core is not None:
+        place.core.refuse()
+
+
 def _refuse(*_: Any) -> NoReturn:
     raise Retired("the writer was closed by another thread")
+
+
+# The core's
+
+_LAYOUT = (
+    STOP, COMMIT, INTENT, DURABLE, *(at // WORD for at in COPIES), GROWTH, len(LogState._fields), BATCHES, MORE_ENTRIES,
+    BYTES, HISTOGRAMS[BATCH], BUCKETS, CONTENDED_FOR, TIMED_WAITS,
+)  # fmt: skip
+_CALLS = ("flock", "pwrite", "time_ns", "monotonic", "monotonic_ns", "futex_wake")
+
+
+class CorePlace(Protocol):
+    last_lsn: int  # as in Place
+    last_body: bytes | None
+
+    def put(self, key: object, value: object, timestamp: object, /) -> int:
+        """The LSN; 0: not done, and nothing was changed. Nor is it while there are chores."""
+
+    def append(self, data: bytes, count: int, largest: int, /) -> int:
+        """The first LSN; 0: not done, and nothing was changed."""
+
+    def count(self, entries: int, frame_bytes: int, /) -> None:
+        """Of a frame that Python has placed: one of the two has to know the counts."""
+
+    def ready(
+        self,
+        first_lsn: int,
+        marker: int,
+        fd: int,
+        ready_to: int,
+        next_look_lsn: int,
+        looked_ns: int,
+        next_look_ns: int,
+        /,
+    ) -> None:
+        """What is plain from now on. Lock: append."""
+
+    def look_first(self) -> None:
+        """Nothing is plain before the next `ready`. Lock: append."""
+
+    def refuse(self) -> None:
+        """Nothing is plain any more, and the memory is let go of."""
+
+
+Put = Callable[[object, object, object], int]
+
+
+def core_place(log: OpenLog, row: SlotRow | None, waits: Waits, chores: Chores) -> CorePlace | None:
+    """None: all of it is Python's, here."""
+    lock = log.append_lock
+    mutex = lock.mutex
+    calls_of_c = (
+        mutex.acquire,
+        mutex.release,
+        mutex._is_owned,
+    )  # gevent puts Python's there, which run other greenlets
+    if (
+        core is None
+        or (row is not None and row.shared)
+        or sys.maxsize < 1 << 32  # a word of 64 bits is not stored whole
+        or not all(isinstance(call, BuiltinMethodType) for call in calls_of_c)
+        or not are_originals(*_CALLS)
+    ):
+        return None
+    made: CorePlace = core.Place(
+        _LAYOUT, log.control.bytes.obj, None if row is None else row.words.obj, mutex, lock.others, waits, chores,
+        lock.fd, log.slot, lock.timeout_s is None,
+    )  # fmt: skip
+    return made

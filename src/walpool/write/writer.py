@@ -139,6 +139,9 @@ class WALWriter:
             EntryTooLarge, BatchTooLarge, LogFull, IOFailed, LogBusy, SyncFailed: as `append`.
             LogReplaced, UnsafeLog, CorruptLog, LogClosed: as `append`.
         """
+        hot_put = self._handle.hot_put
+        if hot_put is not None and (lsn := hot_put(key, value, timestamp)):
+            return lsn
         if timestamp is None:
             timestamp = self._time_ns()
         elif type(timestamp) is not int:
@@ -152,10 +155,8 @@ class WALWriter:
             if appender.is_ours():
                 raise self._handle.failed(itself(self._handle.path))
             try:
-                if appender.waits.sample:
-                    lsn = appender.waits.timed(appender.append, data, 1, len(data))
-                else:
-                    lsn = appender.append(data, 1, len(data))
+                append, waits = appender.append, appender.waits
+                lsn = waits.timed(appender.place, data, 1, len(data)) if waits.sample else append(data, 1, len(data))
             except BaseException as error:
                 lsn = self._handle.not_appended(appender, error, data)
             if lsn:
