@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.crash import scripts
-from tests.crash.failpoints import DieInCore, appends_by
+from tests.crash.failpoints import DieInCore, appends_by, cannot_build
 from tests.crash.proof import repeatable
 from tests.crash.scripts import ANSWER, BUFFERED, CHECKPOINT, END, KEPT, LIMIT, Prepare, Script, teller
 from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, kill_self, stores, tapped, told_of_stores
@@ -92,6 +92,8 @@ SCENES = {
     **{f"open {each.__name__}": Scene(scripts.open_and_append_a_little, each) for each in FINDS},
 }
 KINDS = {"call": 3, "store": 2, "line": 2}  # and how often each is drawn
+if not cannot_build():
+    KINDS["core"] = 2  # at a failpoint of it
 
 
 class Tally(NamedTuple):

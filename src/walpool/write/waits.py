@@ -16,7 +16,7 @@ TIMED_WAITS = 8  # of those, one in so many is timed: with all of them 4 writers
 
 
 class Waits:
-    contended = 0  # for how many appends more the lock is waited for at once
+    contended = 0  # for how many appends more the lock is waited for at once; the core, too, counts it down
     appended_ns = _told_ns = 0  # when the last append was that looked around
     sample = False  # the next append is to be timed: a clock around each would cost 2 per cent
 
