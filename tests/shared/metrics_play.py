@@ -562,7 +562,7 @@ class Play:
 
     def read(self, reader: WALReader, its: Reader, how: str) -> None:
         end = its.next_lsn
-        over = how == "all"
+        over = True  # it came to the end
         if how == "entries":
             for _ in range(self.chance.choice((1, 2, 7))):
                 entry = reader.read_entry()
@@ -575,7 +575,7 @@ class Play:
             batch = next(reader.batches(), None)
             over = batch is None
             end += batch.count if batch is not None else 0
-        else:
+        else:  # all, or the rest of a batch with what follows
             end += sum(1 for _ in reader)
         self.model.read(its, end, over=over, all_told=over or how == "batch")
 
