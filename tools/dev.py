@@ -223,8 +223,9 @@ def other_homes() -> list[Home]:
 
 
 def pytest(*args: str, home: Home = HOME) -> list[str | Path]:
-    # Left alone, pytest-xdist asks psutil for physical cores, which are fewer than those we may run on.
-    os.environ.setdefault("PYTEST_XDIST_AUTO_NUM_WORKERS", str(usable_cores()))
+    # Three for two cores: the tests wait for disks, locks and other processes four tenths of their time. Left alone,
+    # pytest-xdist asks psutil for physical cores, which are fewer than those we may run on.
+    os.environ.setdefault("PYTEST_XDIST_AUTO_NUM_WORKERS", str(usable_cores() * 3 // 2))
     # worksteal: long tests lie side by side, and who has none left takes them from the other. A skipped one says why.
     return [home.python, "-m", "pytest", "-n", "auto", "--dist", "worksteal", "-rs", *args]
 

@@ -338,11 +338,10 @@ def test_nothing_is_left_behind_whatever_came_of_a_call(at: int) -> None:
         before = sys.getallocatedblocks()
         for _ in range(500):
             outcome(call)
-        gc.collect()
+        gc.collect(0)  # nothing of a call's is older
         return sys.getallocatedblocks() - before
 
-    grown()
-    assert min(grown() for _ in range(3)) < 100
+    assert any(grown() < 100 for _ in range(4))  # the first may warm up what stays
 
 
 @pytest.mark.parametrize("at", range(len(calls())))
