@@ -714,6 +714,20 @@ BUGS = [
         "tests/shared/test_slot_rows.py -k leader_that_was_killed",
     ),
     Bug(
+        "a failed write shortens the segment",
+        "system/files.py",
+        "        end = min(end, calls.fstat(fd).st_size)\n",
+        "        calls.ftruncate(fd, start)\n        return True\n",
+        "tests/system/test_files.py -k wipe",
+    ),
+    Bug(
+        "what a failed write left stays",
+        "write/appender.py",
+        "        if wipe(self.active.fd, tail, end):\n",
+        "        if True:\n",
+        f"{CORE} -k finds_no_room",
+    ),
+    Bug(
         "zeros of a larger limit are appended into",
         "upkeep/prepare.py",
         "    return min(max(end, size), size_limit)",

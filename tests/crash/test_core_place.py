@@ -251,7 +251,7 @@ def write_too_much(channel: Channel, log: Path, value: bytes, room: int) -> None
         with pytest.raises(Exception, match="nothing was appended"):
             writer.put(b"key", value)
         (segment,) = log.glob("*.wal")
-        assert segment.read_bytes()[tail:].strip(b"\0") == b"", "what was written of it is cut off again"
+        assert segment.read_bytes()[tail:].strip(b"\0") == b"", "what was written of it is zeros again"
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         assert writer.put(b"key", value) == 2
     assert [bytes(entry.value) for entry in read_log(log)] == [b"", value]

@@ -15,7 +15,7 @@ from walpool import IOFailed, LogFull, LogNotFound, UnsafeLog, WALError
 from walpool.system import files
 from walpool.system.calls import calls
 from walpool.system.failures import typed_error
-from walpool.system.files import CREATE, READ, WRITE, Directory, cut_back, write_rest
+from walpool.system.files import CREATE, READ, WIPED_BYTES, WRITE, Directory, wipe, write_rest
 from walpool.system.paths import create_directory, is_directory, split, sync_path_to
 
 
@@ -170,13 +170,27 @@ def test_a_write_that_makes_no_progress_is_a_full_disk(directory: Directory, mon
     file.close()
 
 
-def test_cutting_back_drops_what_is_behind_and_never_extends(directory: Directory) -> None:
+def test_a_wipe_leaves_zeros_and_the_length(directory: Directory) -> None:
     file = directory.open("file", CREATE)
     file.write(b"0123456789", 0)
-    cut_back(file.fd, 20)
-    assert file.size() == 10
-    cut_back(file.fd, 4)
-    assert file.read(100, 0) == b"0123"
+    assert wipe(file.fd, 20, 30) and wipe(file.fd, 10, 30)
+    assert file.read(100, 0) == b"0123456789"
+    assert wipe(file.fd, 4, 7)
+    assert file.read(100, 0) == b"0123" + bytes(3) + b"789"
+    assert wipe(file.fd, 7, 1 << 40)
+    assert file.read(100, 0) == b"0123" + bytes(6)
+    file.write(b"x" * (2 * WIPED_BYTES + 7), 0)
+    assert wipe(file.fd, 1, 2 * WIPED_BYTES + 6)
+    assert file.read(4 * WIPED_BYTES, 0) == b"x" + bytes(2 * WIPED_BYTES + 5) + b"x"
+    file.close()
+
+
+def test_a_wipe_that_is_refused_says_so(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = directory.open("file", CREATE)
+    file.write(b"0123456789", 0)
+    monkeypatch.setattr(calls, "pwrite", lambda fd, data, offset: 0)
+    assert not wipe(file.fd, 4, 10) and wipe(file.fd, 10, 12)
+    assert file.read(100, 0) == b"0123456789"
     file.close()
 
 

@@ -123,6 +123,7 @@ class File(Descriptor):
         self.is_moving = False
 
 
+WIPED_BYTES = 1 << 20  # at once
 _F_FULLFSYNC = 51  # macOS: fsync alone leaves the bytes in the drive's cache
 
 
@@ -142,14 +143,16 @@ def sync_directory(fd: int) -> None:
     calls.fstat(fd)  # on an XFS that has met an error of its disk, this fails; the sync of a directory gives 0 there
 
 
-def cut_back(fd: int, size: int) -> bool:
-    """Drop what a failed write left behind `size`, if the system lets us.
+def wipe(fd: int, start: int, end: int) -> bool:
+    """Zero what a failed write left of itself between two offsets, if the system lets us.
 
-    It is no matter when it does not: nobody reads past the published tail, and the next append writes there.
+    It is no matter when it does not: nobody reads past the published tail, and the next append writes there. The file
+    keeps its length: whoever has it mapped is killed (SIGBUS) by a store where it was cut off.
     """
     try:
-        if calls.fstat(fd).st_size > size:
-            calls.ftruncate(fd, size)
+        end = min(end, calls.fstat(fd).st_size)
+        for at in range(start, end, WIPED_BYTES):
+            write_rest(fd, bytes(min(WIPED_BYTES, end - at)), at, 0)
     except OSError:
         return False
     return True

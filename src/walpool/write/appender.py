@@ -22,7 +22,7 @@ from walpool.shared.slot_rows import (
 )
 from walpool.system.calls import calls
 from walpool.system.failures import typed_error
-from walpool.system.files import cut_back
+from walpool.system.files import wipe
 from walpool.system.threads import leave
 from walpool.upkeep.prepare import write_ahead
 from walpool.write.chores import Chores
@@ -133,8 +133,8 @@ class Appender(Place):
         self.active = Active.of(segment)
         old.segment.file.close()
 
-    def _unwritten(self, error: OSError, tail: int) -> Exception:
-        if cut_back(self.active.fd, tail):
+    def _unwritten(self, error: OSError, tail: int, end: int) -> Exception:
+        if wipe(self.active.fd, tail, end):
             self._words[INTENT] = 0  # or this writer shows as the holder of the lock until somebody appends
         self._look_first()
         self.waits.not_appended()

@@ -146,7 +146,7 @@ class Place:
                     if written != frame_bytes:
                         self._write_rest(active.fd, frame, tail, written)
                 except OSError as error:
-                    raise self._unwritten(error, tail) from error
+                    raise self._unwritten(error, tail, end) from error
                 self._fill(
                     self._block, COPIES[~commit & 1], first, sequence, marker, end, next_lsn + count,
                     now, entries + count, batches + 1, total_bytes + frame_bytes,
@@ -194,8 +194,8 @@ class Place:
         """Have everything as a frame of so many bytes needs it, or raise: then nothing is appended."""
         raise NotImplementedError
 
-    def _unwritten(self, error: OSError, tail: int) -> Exception:
-        """Undo what was written of a frame behind `tail`; the error for its caller."""
+    def _unwritten(self, error: OSError, tail: int, end: int) -> Exception:
+        """Undo what was written of a frame between `tail` and `end`; the error for its caller."""
         raise NotImplementedError
 
     def refuse(self) -> None:
