@@ -322,6 +322,9 @@ def append_op(writer: WALWriter, author: str, op: int) -> range:
     return range(lsn, lsn + 1)
 
 
+MAPPED = sys.platform == "linux"  # whether a writer can have mapped=True, in a place like `memory`
+
+
 class Ack(NamedTuple):
     """An operation whose append returned: its LSNs, and the monotonic time before and after the call."""
 

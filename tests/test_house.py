@@ -27,10 +27,10 @@ ALLOWED_IMPORTS = {("format/entry.py", "time", "time_ns"), ("native/select.py", 
 # The commands are a program of their own: they start processes and read files that are no log's.
 CLI_MODULES = {"signal", "subprocess", "sys", "sysconfig", "select", "io", "tempfile", "shutil"}
 
-LONG_FILES: set[str] = set()  # over 350 lines, and known to be: one object with one idea
+LONG_FILES: set[str] = {"write/writer.py"}  # over 350 lines, and known to be: one object with one idea
 MOST_LINES = 350
 # A file a command, one a thing that the machine has, and one a way of reading; else 12.
-MOST_FILES = {"cli": 19, "system": 16, "read": 15}
+MOST_FILES = {"cli": 19, "system": 17, "read": 15}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(file.relative_to(SOURCE)) for file in FILES]

@@ -25,6 +25,7 @@ from walpool.errors import (
     LSNUnavailable,
     SyncFailed,
     UnsafeLog,
+    Unsupported,
     UnsupportedVersion,
     WALError,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "SyncFailed",
     "SyncMode",
     "UnsafeLog",
+    "Unsupported",
     "UnsupportedVersion",
     "WALEntry",
     "WALError",

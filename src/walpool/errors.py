@@ -158,6 +158,13 @@ class UnsafeLog(WALError):
         self.reason = reason
 
 
+class Unsupported(WALError):
+    """This place cannot do what was asked of it; the message says which can.
+
+    What to do: stop. Leave out what cannot be had here, or move the log.
+    """
+
+
 class LogReplaced(UnsafeLog):
     """What is open is no longer what the path leads to: the log was moved, removed, or made anew.
 

@@ -94,5 +94,6 @@ class WriterOptions:
     linger_s: float = 0.05  # or this long after the first of them
     retention: Retention | None = None
     sync_interval_s: float | None = None  # SyncMode.NORMAL: an append is durable after twice this and two syncs at most
+    mapped: bool = False  # SyncMode.NORMAL: frames are stored into mapped segments
     allow_network_fs: bool = False  # open it even where locks and shared memory do not hold between machines
     allow_other_files: bool = False  # make a log in a directory that holds other files

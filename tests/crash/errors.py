@@ -29,7 +29,7 @@ from tests.crash.proof import repeatable
 from tests.crash.taps import Call, tapped, untapped
 from tests.crash.witness import Witness
 from tests.oracle import second
-from tests.support import Ack, append_op, judge, open_fds
+from tests.support import MAPPED, Ack, append_op, judge, open_fds
 from walpool import CorruptLog, SyncFailed, SyncMode, WALError, WALReader, WALWriter
 from walpool.system.locks import try_lock
 
@@ -45,7 +45,11 @@ SHORT: dict[str, tuple[Callable[[int], int], int]] = {  # how much of a write is
 EVERYWHERE = {"no space at all": errno.ENOSPC, "no quota at all": errno.EDQUOT, "a dead disk": errno.EIO}
 CHANGES = {"pwrite", "fdatasync", "fsync", "rename", "link", "unlink", "mkdir", "ftruncate", "open"}
 GIVE_BACK = {"unlink", "ftruncate"}  # these need no room
-HELD = {"flock": {"EACCES"}, "fcntl": {"EACCES"}}  # this is how the system says that somebody has the lock
+HELD = {  # the first two: this is how the system says that somebody has the lock; a store is no call, and cannot fail
+    "flock": {"EACCES"},
+    "fcntl": {"EACCES"},
+    "store": set(ERRNOS),
+}
 LONGEST_S = 30  # of one case; only a case that hangs comes near it
 
 _SOURCE = str(Path(walpool.__file__).parent) + os.sep
@@ -152,6 +156,7 @@ class Case:
         self.op = 0
         self.witness = Witness(log)
         self._lift = lift  # of a fault that lasts
+        self._mapped = False
 
     def run(self) -> None:
         append = self.append
@@ -160,10 +165,11 @@ class Case:
         )
         self._life(SyncMode.FULL, [append] * 5 + [self.read, self.checkpoint, self.prune, append])
         self._reboot()
-        self._life(SyncMode.NORMAL, [self.read, append, append])
+        self._life(SyncMode.NORMAL, [self.read, append, append, self.rotate, append, self.sync, append], mapped=MAPPED)
 
-    def _life(self, mode: SyncMode, steps: list[Callable[[WALWriter], object]]) -> None:
+    def _life(self, mode: SyncMode, steps: list[Callable[[WALWriter], object]], mapped: bool = False) -> None:
         """Of a writer; a fault that lasts does so until its end."""
+        self._mapped = mapped
         writer = self._open(mode)
         for step in steps:
             if writer is None:
@@ -180,7 +186,7 @@ class Case:
             failed = self.attempt(lambda: self.append(writer))
             if failed is SyncFailed:
                 self.attempt(writer.close)
-                writer = WALWriter(self.log, mode, LIMIT)
+                writer = WALWriter(self.log, mode, LIMIT, mapped=mapped)
                 self.append(writer)
             else:
                 assert failed is None, f"the fault is over, and an append raises {failed}"
@@ -190,7 +196,7 @@ class Case:
         """A fault that is met once can refuse one opening; the next must be granted. None: the fault lasts."""
         opened: list[WALWriter] = []
         for _ in range(2):
-            self.attempt(lambda: opened.append(WALWriter(self.log, mode, LIMIT)))
+            self.attempt(lambda: opened.append(WALWriter(self.log, mode, LIMIT, mapped=self._mapped)))
             if opened:
                 return opened[0]
         assert self._lift is not None, f"two openings were refused for one fault: {self.wrong}"

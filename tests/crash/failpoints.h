@@ -11,7 +11,7 @@ static const char *armed_point = "";
 static int armed_what;
 static long armed_left, times_met[32];
 
-static const char *const points[] = {"entered", "locked",  "intent",   "written", "filling", "filled", "committed",
+static const char *const points[] = {"entered", "locked",  "intent",   "written", "storing", "filling", "filled", "committed",
                                      "unlocking", "unlocked", "waking", "flock",   "unlock",  "pwrite", "pwritev", NULL};
 
 #define SHOWN __attribute__((visibility("default")))

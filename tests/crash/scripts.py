@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support import append_op, entries_of
+from tests.support import MAPPED, append_op, entries_of
 from walpool import Retention, SyncFailed, SyncMode, WALReader, WALWriter
 from walpool.system.calls import calls
 from walpool.write import coordinator
@@ -71,6 +71,24 @@ def append_a_little(log: Path, name: str, tell: Tell) -> None:
         writer.sync()
     with WALWriter(log, SyncMode.FULL, LIMIT) as writer:
         author.append(writer, 1)
+    tell(END, 0, 0)
+
+
+def append_mapped(log: Path, name: str, tell: Tell) -> None:
+    """Stored into mapped segments, beside a writer of this process that writes, and one that syncs."""
+    author = Author(name, tell)
+    coordinator.PREPARE_FROM_BYTES = 0
+    with WALWriter(log, size_limit=LIMIT, mapped=MAPPED) as writer, WALWriter(log, size_limit=2 * LIMIT) as other:
+        author.append(writer, 7)
+        author.append(other, 2)
+        writer.sync()
+        other.rotate()
+        author.append(writer, 3)
+        with WALWriter(log, SyncMode.FULL, LIMIT) as full:
+            author.append(full, 1)
+        author.append(writer, 1)
+        writer.rotate()
+        author.append(writer, 2)
     tell(END, 0, 0)
 
 

@@ -440,7 +440,7 @@ BUGS = [
     Bug(
         "a replaced lock file is not noticed",
         "write/appender.py",
-        "        self._log.check_names(active.segment.file if known else None, state.tail)\n",
+        "        self._log.check_names(active.segment.file if known else None, in_use)\n",
         "",
         "tests/processes/test_replaced_files.py",
     ),

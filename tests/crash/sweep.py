@@ -31,7 +31,7 @@ from tests.crash.scripts import ANSWER, BUFFERED, CHECKPOINT, END, KEPT, LIMIT, 
 from tests.crash.taps import MOMENTS, DieAtCall, DieAtLine, DieAtStore, kill_self, stores, tapped, told_of_stores
 from tests.crash.witness import Witness
 from tests.oracle import second
-from tests.support import DEADLINE_S, Ack, append_op, judge, reap
+from tests.support import DEADLINE_S, MAPPED, Ack, append_op, judge, reap
 from walpool import Retention, WALReader, WALWriter
 
 VICTIMS_PER_LOG = 40
@@ -84,6 +84,7 @@ FINDS = (
 SCENES = {
     "append": Scene(scripts.append_in_every_way),
     "append a little": Scene(scripts.append_a_little, first_op=scripts.FIRST_OP),
+    "mapped": Scene(scripts.append_mapped),
     "coordinate": Scene(scripts.coordinate, scripts.nothing, removal="retention"),
     "checkpoint and prune": Scene(scripts.state_checkpoints_and_prune, scripts.nothing, removal="checkpoint"),
     "buffer": Scene(scripts.buffer_and_close, doubt=BUFFERED),
@@ -189,7 +190,7 @@ class Sweep:
             if round_ % VICTIMS_PER_LOG == 0:
                 shutil.rmtree(log, ignore_errors=True)
                 log = self._folder / f"{round_}.wal"
-                self._survivor.ask("open", log)
+                self._survivor.ask("open", log, MAPPED and bool(round_ // VICTIMS_PER_LOG % 2))
             author = f"{self._scene.author}{round_}"
 
             def ask(acks: list[Ack], doubt: range, author: str = author) -> None:
@@ -365,10 +366,10 @@ class _Peer:
         self._next_lsn = 1
         self._witness: Witness | None = None
 
-    def open(self, log: Path) -> None:
+    def open(self, log: Path, mapped: bool) -> None:
         self.close()
         self._log = log
-        self._writer = WALWriter(log, size_limit=LIMIT)
+        self._writer = WALWriter(log, size_limit=LIMIT, mapped=mapped)
         self._next_lsn = 1
         self.look_first(log)
 

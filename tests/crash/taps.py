@@ -65,6 +65,7 @@ def kill_self() -> None:
 
 MOMENTS = {  # of a call, at which dying makes a difference; everywhere else `after` is the next one's `before`
     "pwrite": ("before", "torn", "after"),
+    "store": ("before", "torn", "after"),
     "rename": ("before", "after"),
     "link": ("before", "after"),
     "unlink": ("before", "after"),
@@ -92,6 +93,9 @@ class DieAtCall:
         if self.moment == "torn" and name == "pwrite":
             fd, data, offset = args
             call(fd, bytes(data)[: int(len(data) * self.part)], offset)
+        elif self.moment == "torn" and name == "store":
+            mapped, start, data = args
+            call(mapped, start, data[: int(len(data) * self.part)])
         elif self.moment != "before":
             result = call(*args, **kwargs)
             self.act()

@@ -18,7 +18,7 @@ import pytest
 
 from tests.crash.failpoints import appends_by
 from tests.crash.interruptions import Interruption, warm_up
-from tests.support import Channel, Start, run_threads, until
+from tests.support import MAPPED, Channel, Start, run_threads, until
 from walpool import LogBusy, SyncMode, WALReader, WALWriter
 from walpool.system.locks import try_lock
 
@@ -93,8 +93,13 @@ def test_an_exception_at_any_bytecode_leaves_every_lock_free(child: Start, memor
 
 @pytest.mark.parametrize(
     "options",
-    [{"lock_timeout": 5.0}, {"sync_mode": SyncMode.FULL}, {"sync_mode": SyncMode.NONE, "linger_s": 3600.0}],
-    ids=["timed", "FULL", "NONE"],
+    [
+        {"lock_timeout": 5.0},
+        {"sync_mode": SyncMode.FULL},
+        {"sync_mode": SyncMode.NONE, "linger_s": 3600.0},
+        {"size_limit": 4096, "mapped": MAPPED},
+    ],
+    ids=["timed", "FULL", "NONE", "mapped"],
 )
 def test_an_exception_at_any_bytecode_of_a_put_of_any_kind_leaves_every_lock_free(
     child: Start, memory: Path, options: dict[str, Any]

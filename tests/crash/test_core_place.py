@@ -26,13 +26,14 @@ from tests.crash.failpoints import (
     MOMENTS,
     SIGNAL,
     STOP,
+    WRITES,
     Failpoints,
     appends_by,
     built,
     cannot_build,
 )
 from tests.crash.sweep import in_child
-from tests.support import Ack, Channel, Ledger, Start, append_op, judge, read_log, reap, run_threads, until
+from tests.support import MAPPED, Ack, Channel, Ledger, Start, append_op, judge, read_log, reap, run_threads, until
 from walpool import SyncFailed, SyncMode, WALEntry, WALReader, WALWriter
 from walpool.shared.control import COMMIT, COPIES, GROWTH, POISONED, STOPPED, LogState
 from walpool.shared.slot_rows import BYTES
@@ -44,6 +45,13 @@ pytestmark = pytest.mark.skipif(bool(cannot_build()), reason=cannot_build())
 
 HOUR_NS = 3_600_000_000_000
 LARGE = b"x" * 70_000  # is written without the interpreter's lock
+EACH_WAY = [False, *([True] if MAPPED else [])]  # whether the writer is mapped
+EACH_MOMENT = [
+    (moment, mapped)
+    for mapped in EACH_WAY
+    for moment in MOMENTS
+    if moment != "waking" and (mapped or moment != "storing")
+]
 EACH_SIZE = pytest.mark.parametrize("value", [b"value", b"v" * 5000, LARGE], ids=["small", "in pieces", "large"])
 
 
@@ -53,10 +61,13 @@ def failpoints() -> Failpoints:
 
 
 @pytest.fixture
-def writer(log: Path, failpoints: Failpoints, monkeypatch: pytest.MonkeyPatch) -> Iterator[WALWriter]:
-    """One whose next appends are plain, however long they take."""
+def writer(
+    log: Path, failpoints: Failpoints, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[WALWriter]:
+    """One whose next appends are plain, however long they take. With a parameter that is true, it is mapped."""
     monkeypatch.setattr(appender, "LOOK_NS", 1 << 60)
-    with appends_by(failpoints.module), WALWriter(log) as writer:
+    mapped = getattr(request, "param", False)
+    with appends_by(failpoints.module), WALWriter(log, mapped=mapped) as writer:
         writer.put(b"first", b"")
         writer._handle.open().appender.waits.sample = False
         failpoints.disarm()
@@ -79,33 +90,48 @@ def lock_is_free(log: Path) -> bool:
 # Deaths
 
 
-def die_inside(channel: Channel, folder: Path, scene: str) -> sweep.Tally:
-    return sweep.sweep(folder, sweep.SCENES[scene], "core", None, 0, channel.send)
+def die_inside(channel: Channel, folder: Path, scene: str, share: int, seed: int) -> sweep.Tally:
+    chance = random.Random(seed) if share else None
+    return sweep.sweep(folder, sweep.SCENES[scene], "core", chance, share, channel.send)
 
 
-@pytest.mark.parametrize(("scene", "at_least"), [("append", 100), ("large batches", 20)])
-def test_a_death_at_every_moment_inside_loses_nothing(child: Start, memory: Path, scene: str, at_least: int) -> None:
-    running = child(die_inside, memory, scene)
+@pytest.mark.parametrize(
+    ("scene", "share", "at_least"),
+    [
+        ("append", 0, 100),
+        ("large batches", 0, 20),
+        ("mapped", 50, 40),
+        pytest.param("mapped", 0, 200, marks=pytest.mark.slow),
+    ],
+)
+def test_a_death_at_every_moment_inside_loses_nothing(
+    child: Start, memory: Path, scene: str, share: int, at_least: int, seed: int
+) -> None:
+    running = child(die_inside, memory, scene, share, seed)
     while (told := running.next())[0] == "message":
         pass
     assert told[0] == "result" and told[1].died >= at_least, told
 
 
+@pytest.mark.parametrize("writer", EACH_WAY, indirect=True)
 def test_every_failpoint_is_met_by_a_plain_append(writer: WALWriter, failpoints: Failpoints) -> None:
     handle = writer._handle.open()
     handle.log.control.words[64] = 1  # somebody waits for it to grow
     writer.put(b"key", b"value")
     writer.put(b"key", LARGE)
-    assert met(failpoints) == {*MOMENTS, *CALLS}
+    mapped = writer._handle.options.mapped
+    assert met(failpoints) == {*MOMENTS, *CALLS} - (set(WRITES) if mapped else {"storing"})
     assert len(MOMENTS) == len(set(MOMENTS)) >= 10
 
 
 @contextmanager
-def stopped(log: Path, failpoints: Failpoints, moment: str, value: bytes = b"value") -> Iterator[None]:
+def stopped(
+    log: Path, failpoints: Failpoints, moment: str, value: bytes = b"value", mapped: bool = False
+) -> Iterator[None]:
     """Inside, another process stands still at that moment of its second append; then it goes on, and ends."""
 
     def victim() -> None:
-        with appends_by(failpoints.module), WALWriter(log) as writer:
+        with appends_by(failpoints.module), WALWriter(log, mapped=mapped) as writer:
             writer.put(b"victim", b"")
             writer._handle.open().appender.waits.sample = False
             failpoints.arm(moment, STOP)
@@ -131,17 +157,17 @@ def other(log: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WALWriter]:
 
 
 @EACH_SIZE
-@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment != "waking"])
+@pytest.mark.parametrize(("moment", "mapped"), EACH_MOMENT)
 def test_the_lock_is_held_from_the_look_to_the_publication_while_it_stands_still(
-    log: Path, failpoints: Failpoints, other: WALWriter, moment: str, value: bytes
+    log: Path, failpoints: Failpoints, other: WALWriter, moment: str, mapped: bool, value: bytes
 ) -> None:
     control = other._handle.open().log.control
-    with stopped(log, failpoints, moment, value):
+    with stopped(log, failpoints, moment, value, mapped):
         assert lock_is_free(log) is (moment in ("entered", "unlocked")), moment
         is_there = moment in ("committed", "unlocking", "unlocked")
         state = control.state()
         assert (state.next_lsn, state.batches) == ((3, 2) if is_there else (2, 1)), moment
-        if moment in ("intent", "written", "filling", "filled"):
+        if moment in ("intent", "storing", "written", "filling", "filled"):
             assert control.appending_slot(control.words[COMMIT]) == 1
     assert [(entry.key, bytes(entry.value)) for entry in read_log(log)] == [(b"victim", b""), (b"victim", value)]
 
@@ -194,11 +220,11 @@ def test_what_has_to_be_looked_at_is_looked_at(writer: WALWriter, failpoints: Fa
         (False, 1 << 40, now + HOUR_NS, now + 2 * HOUR_NS),
         (False, 1 << 40, now - 2 * HOUR_NS, now - HOUR_NS),
     ]:
-        core.ready(*ready, *when)
+        core.ready(*ready, *when, None)
         assert bool(core.put(b"key", b"", None)) is plain, when
-    core.ready(place.active.first_lsn + 1, *ready[1:], 1 << 40, 0, 1 << 62)
+    core.ready(place.active.first_lsn + 1, *ready[1:], 1 << 40, 0, 1 << 62, None)
     assert not core.put(b"key", b"", None)
-    core.ready(ready[0], ready[1] ^ 1, *ready[2:], 1 << 40, 0, 1 << 62)
+    core.ready(ready[0], ready[1] ^ 1, *ready[2:], 1 << 40, 0, 1 << 62, None)
     assert not core.put(b"key", b"", None)
 
 
@@ -290,7 +316,9 @@ def interrupt() -> None:
 
 
 @EACH_SIZE
-@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment != "waking"])
+@pytest.mark.parametrize(
+    ("moment", "writer"), [each for each in EACH_MOMENT if each[0] == "storing" or not each[1]], indirect=["writer"]
+)
 def test_a_signal_at_any_moment_is_handled_behind_the_append(
     log: Path, writer: WALWriter, failpoints: Failpoints, handler: Callable[..., None], moment: str, value: bytes
 ) -> None:
@@ -472,9 +500,9 @@ def test_a_frame_is_the_same_bytes_whoever_wrote_it(tmp_path: Path, failpoints: 
 # Beside Python's
 
 
-def append_until_killed(log: Path, acks: Path, name: str, mode: SyncMode, core: object) -> None:
+def append_until_killed(log: Path, acks: Path, name: str, mode: SyncMode, core: object, mapped: bool) -> None:
     ledger = Ledger(acks, name)
-    with appends_by(core), WALWriter(log, mode, 30_000) as writer:  # type: ignore[arg-type]
+    with appends_by(core), WALWriter(log, mode, 30_000, mapped=mapped) as writer:  # type: ignore[arg-type]
         for op in range(1 << 60):
             ledger.append(writer, op)
 
@@ -491,10 +519,11 @@ class Mixed:
     def start(self, number: int) -> None:
         name = f"{'core' if number % 2 else 'python'}{number}"
         core = self._failpoints.module if number % 2 else None
+        mapped = MAPPED and self._mode is SyncMode.NORMAL and number % 4 in (1, 2)
         self._failpoints.arm(self._chance.choice(MOMENTS), KILL, self._chance.randrange(400))
         pid = os.fork()
         if pid == 0:
-            in_child(lambda: append_until_killed(self._log, self._acks, name, self._mode, core))
+            in_child(lambda: append_until_killed(self._log, self._acks, name, self._mode, core, mapped))
         self.living[name] = pid
 
     def _is_dead(self, name: str) -> bool:

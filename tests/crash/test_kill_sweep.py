@@ -43,6 +43,9 @@ def result(child: Child) -> Any:
     [
         ("append a little", "call", 0, 150),
         pytest.param("append a little", "store", 0, 250, marks=slow),
+        ("mapped", "call", 40, 35),
+        pytest.param("mapped", "call", 0, 400, marks=slow),
+        pytest.param("mapped", "store", 0, 500, marks=slow),
         pytest.param("coordinate", "call", 100, 70, marks=slow),
         pytest.param("open nothing", "call", 70, 40, marks=slow),
         pytest.param("open of_another_boot", "call", 70, 40, marks=slow),

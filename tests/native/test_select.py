@@ -101,7 +101,7 @@ def test_the_core_is_built_anew_when_any_of_its_files_changes() -> None:
 
 def test_the_core_is_small_enough_to_be_read() -> None:
     lines = {file.name: len(file.read_text().splitlines()) for file in NATIVE.glob("*.[ch]")}
-    assert sum(lines.values()) < 1500 and max(lines.values()) <= 350, lines
+    assert sum(lines.values()) < 1600 and max(lines.values()) <= 350, lines
 
 
 @pytest.mark.parametrize("file", sorted(NATIVE.glob("*.[ch]")), ids=lambda file: file.name)

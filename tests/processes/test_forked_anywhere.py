@@ -59,8 +59,16 @@ class Forks:
         return code == HELD
 
 
-def fork_in_the_middle(channel: Channel, log: Path, mode: SyncMode, what: str, step: int, by_core: bool) -> int:
-    with appends_by(by_core), WALWriter(log, mode, LIMIT, linger_s=3600.0) as writer:
+MODES = [(mode, False) for mode in SyncMode] + [(SyncMode.NORMAL, True)]  # and whether it is mapped
+each_mode = pytest.mark.parametrize(
+    ("mode", "mapped"), MODES, ids=[f"{mode.name}{'-mapped' * mapped}" for mode, mapped in MODES]
+)
+
+
+def fork_in_the_middle(
+    channel: Channel, log: Path, mode: SyncMode, mapped: bool, what: str, step: int, by_core: bool
+) -> int:
+    with appends_by(by_core), WALWriter(log, mode, LIMIT, linger_s=3600.0, mapped=mapped) as writer:
         calls: dict[str, Callable[[], object]] = {
             "put": lambda: writer.put(b"key", b"value"),
             "sync": lambda: (writer.put(b"key", b"value"), writer.sync()),
@@ -93,22 +101,26 @@ def fork_in_the_middle(channel: Channel, log: Path, mode: SyncMode, what: str, s
 
 
 @pytest.mark.usefixtures("linux")
-@pytest.mark.parametrize("mode", list(SyncMode))
+@each_mode
 @pytest.mark.parametrize(
     "what", ["put", pytest.param("sync", marks=pytest.mark.slow), pytest.param("rotate", marks=pytest.mark.slow)]
 )
-def test_a_fork_in_the_middle_of_a_call_lets_both_go_on(child: Start, memory: Path, mode: SyncMode, what: str) -> None:
+def test_a_fork_in_the_middle_of_a_call_lets_both_go_on(
+    child: Start, memory: Path, mode: SyncMode, mapped: bool, what: str
+) -> None:
     log = memory / "log"
-    assert child(fork_in_the_middle, log, mode, what, 17 if what == "rotate" else 37, False).result() > 100
+    assert child(fork_in_the_middle, log, mode, mapped, what, 17 if what == "rotate" else 37, False).result() > 100
     entries = read_log(log)
     assert [entry.lsn for entry in entries] == list(range(1, len(entries) + 1))
 
 
 @pytest.mark.usefixtures("linux")
-@pytest.mark.parametrize("mode", list(SyncMode))
-def test_a_fork_around_an_append_of_the_core_lets_both_go_on(child: Start, memory: Path, mode: SyncMode) -> None:
+@each_mode
+def test_a_fork_around_an_append_of_the_core_lets_both_go_on(
+    child: Start, memory: Path, mode: SyncMode, mapped: bool
+) -> None:
     log = memory / "log"
-    assert child(fork_in_the_middle, log, mode, "put", 1 if mode is SyncMode.NORMAL else 37, True).result() > 5
+    assert child(fork_in_the_middle, log, mode, mapped, "put", 1 if mode is SyncMode.NORMAL else 37, True).result() > 5
     entries = read_log(log)
     assert [entry.lsn for entry in entries] == list(range(1, len(entries) + 1))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import read_log
-from walpool import UnsafeLog, WALWriter
+from walpool import UnsafeLog, Unsupported, WALWriter
 from walpool.cli.main import run
 from walpool.system.calls import calls
 from walpool.system.filesystems import network_file_system
@@ -131,3 +131,61 @@ def test_the_system_says_what_stat_says(place: str) -> None:
     with pytest.raises(OSError) as refused:
         calls.statfs(fd)
     assert refused.value.errno == errno.EBADF
+
+
+# Where stores into mapped files are allowed
+
+XFS, REFLINK = 0x58465342, 1 << 20
+
+
+def geometry(flags: int) -> Callable[[int, int, bytearray], int]:
+    """What an XFS fills a struct xfs_fsop_geom_v1 with."""
+
+    def ioctl(fd: int, number: int, filled: bytearray) -> int:
+        assert (number, len(filled)) == (0x80705864, 112)
+        struct.pack_into("@8I4Q16s2IiI", filled, 0, 4096, *[7] * 7, *[9] * 4, b"uuid" * 4, 0, 0, 0, flags)
+        return 0
+
+    return ioctl
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="for Linux")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(0x9123683E, "btrfs"), (0x2FC12FC1, "ZFS"), (0xCA451A4E, "bcachefs"), (0x794C7630, "overlay"), (XFS, "XFS"),
+     (0x65735546, "FUSE"), (NFS, "NFS"), (0x1234567, "unknown kind (0x1234567)")],
+)  # fmt: skip
+def test_a_mapped_writer_is_refused_where_a_store_can_fail(
+    log: Path, on: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, kind: int, name: str
+) -> None:
+    on(kind)
+    monkeypatch.setattr(calls, "ioctl", geometry(REFLINK | 1))
+    with pytest.raises(Unsupported) as refused:
+        WALWriter(log, mapped=True, allow_network_fs=True)
+    assert name in str(refused.value) and "leave mapped out" in str(refused.value)
+    assert pickle.loads(pickle.dumps(refused.value)).args == refused.value.args
+    with WALWriter(log, allow_network_fs=True) as writer:
+        assert writer.put(b"k", b"v") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="for Linux")
+@pytest.mark.parametrize("kind", [EXT4, 0x01021994, XFS], ids=["ext4", "tmpfs", "XFS"])
+def test_a_mapped_writer_is_let_in_where_what_is_written_keeps_its_place(
+    memory: Path, on: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    on(kind)
+    monkeypatch.setattr(calls, "ioctl", geometry(REFLINK - 1))
+    with WALWriter(memory / "log", mapped=True) as writer:
+        assert writer.put(b"k", b"v") == 1
+
+
+def test_a_mapped_writer_is_refused_where_nobody_can_tell(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(calls, "statfs", forbidden)
+    with pytest.raises(Unsupported, match="EPERM" if sys.platform == "linux" else "another system"):
+        WALWriter(log, mapped=True)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(Unsupported, match="another system"):
+        WALWriter(log, mapped=True)

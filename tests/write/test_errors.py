@@ -25,6 +25,7 @@ from walpool import (
     LSNUnavailable,
     SyncFailed,
     UnsafeLog,
+    Unsupported,
     UnsupportedVersion,
     WALError,
 )
@@ -40,6 +41,7 @@ EXAMPLES: list[WALError] = [
     LogFull(errno.ENOSPC, "no space"),
     IOFailed(errno.EMFILE, "too many"),
     LSNUnavailable(3, 17),
+    Unsupported("mapped=True: the directory is on btrfs"),
     UnsupportedVersion("2.0"),
     UnsafeLog("/a/b", "refused: a symbolic link"),
     LogReplaced("/a/b", "another directory is there"),

@@ -27,7 +27,7 @@ typedef struct {
     PyObject *waits, *chores, *others, *acquire, *release, *is_owned, *no_wait, *contended, *sample, *due;
     PyObject *last_body; /* as in write/place.py */
     unsigned long long last_lsn;
-    Py_buffer block, row; /* of the mmaps, and not of views of them, which could not be released then */
+    Py_buffer block, row, segment; /* of the mmaps, and not of views of them, which could not be released then */
     Ready ready;
     int may_wait, refused, inside;
     unsigned int forks;
@@ -74,8 +74,17 @@ static int is_refused(const Place *place)
     return place->refused || place->forks != forks;
 }
 
+static void let_go_of_segment(Place *place)
+{
+    place->ready.ready_to = 0;
+    place->ready.mapped = NULL;
+    if (place->segment.obj)
+        PyBuffer_Release(&place->segment);
+}
+
 static void let_go_of_memory(Place *place)
 {
+    let_go_of_segment(place);
     if (place->block.obj)
         PyBuffer_Release(&place->block);
     if (place->row.obj)
@@ -169,16 +178,25 @@ static PyObject *place_count(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* ready(first_lsn, marker, fd, ready_to, next_look_lsn, looked_ns, next_look_ns): what is plain from now on. */
+/* ready(first_lsn, marker, fd, ready_to, next_look_lsn, looked_ns, next_look_ns, mapped): what is plain from now on. */
 static PyObject *place_ready(PyObject *self, PyObject *args)
 {
     Place *place = (Place *)self;
     unsigned long long first_lsn, ready_to, next_look_lsn, looked_ns, next_look_ns;
     unsigned int marker;
     int fd;
-    if (!PyArg_ParseTuple(args, "KIiKKKK", &first_lsn, &marker, &fd, &ready_to, &next_look_lsn, &looked_ns,
-                          &next_look_ns))
+    PyObject *mapped;
+    if (!PyArg_ParseTuple(args, "KIiKKKKO", &first_lsn, &marker, &fd, &ready_to, &next_look_lsn, &looked_ns,
+                          &next_look_ns, &mapped))
         return NULL;
+    let_go_of_segment(place);
+    if (mapped != Py_None && !place->refused) {
+        if (PyObject_GetBuffer(mapped, &place->segment, PyBUF_WRITABLE) != 0)
+            return NULL;
+        if (ready_to > (unsigned long long)place->segment.len)
+            ready_to = (unsigned long long)place->segment.len;
+        place->ready.mapped = place->segment.buf;
+    }
     place->ready.first_lsn = first_lsn;
     place->ready.marker = marker;
     place->ready.fd = fd;
@@ -192,8 +210,11 @@ static PyObject *place_ready(PyObject *self, PyObject *args)
 /* look_first(): nothing is plain before the next `ready`. */
 static PyObject *place_look_first(PyObject *self, PyObject *nothing)
 {
+    Place *place = (Place *)self;
     (void)nothing;
-    ((Place *)self)->ready.ready_to = 0;
+    if (!place->inside) /* who has the append lock looks; in a child, `refuse` comes first */
+        let_go_of_segment(place);
+    place->ready.ready_to = 0;
     Py_RETURN_NONE;
 }
 

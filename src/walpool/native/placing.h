@@ -38,6 +38,7 @@ enum { ROW_BATCHES = 16, ROW_MORE = 17, ROW_BYTES = 18, ROW_SIZES = 1328, SIZES 
 /* What write/place.py has by the same names, as it was when names were compared last. */
 typedef struct {
     uint64_t *words, *row; /* row: NULL where nothing is counted */
+    unsigned char *mapped; /* the segment's first byte, where frames are stored; NULL where they are written */
     uint64_t first_lsn, ready_to, next_look_lsn, looked_ns, next_look_ns;
     uint32_t marker;
     int fd, lock_fd;
@@ -106,6 +107,16 @@ static int write_frame(int fd, const Wanted *wanted, uint64_t offset)
     return pwrite(fd, frame, size, (off_t)offset) == (ssize_t)size;
 }
 
+/* Into pages that the file has: see write/appender.py. */
+static void store_frame(unsigned char *to, const Wanted *wanted)
+{
+    __atomic_thread_fence(__ATOMIC_RELEASE); /* behind the note that an append is under way */
+    for (int at = 0; at < wanted->count_of_pieces; to += wanted->pieces[at++].iov_len) {
+        memcpy(to, wanted->pieces[at].iov_base, wanted->pieces[at].iov_len);
+        AT(storing)
+    }
+}
+
 /* Publish the frame; its first LSN, or 0. Lock: append. */
 static uint64_t publish(const Ready *ready, Wanted *wanted, uint64_t *commit)
 {
@@ -128,7 +139,9 @@ static uint64_t publish(const Ready *ready, Wanted *wanted, uint64_t *commit)
     AT(locked)
     store(words + INTENT, *commit + ((uint64_t)ready->slot << 48) + 1);
     AT(intent)
-    if (!write_frame(ready->fd, wanted, tail))
+    if (ready->mapped)
+        store_frame(ready->mapped + tail, wanted);
+    else if (!write_frame(ready->fd, wanted, tail))
         return 0; /* Python writes it again, and says what is wrong */
     AT(written)
     const uint64_t filled[FIELDS] = {

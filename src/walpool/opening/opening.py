@@ -36,7 +36,7 @@ from walpool.shared.poison import first_doubtful, is_poisoned, sync_failed
 from walpool.system import clock
 from walpool.system.failures import typed_error
 from walpool.system.files import WRITE, Directory, File
-from walpool.system.filesystems import check_local
+from walpool.system.filesystems import check_local, check_stores
 from walpool.system.locks import Maintenance, ProcessLock, lock_mode
 from walpool.system.paths import create_directory
 
@@ -139,6 +139,8 @@ def _open_in(directory: Directory, options: WriterOptions) -> OpenLog:
     directory.check_ours()
     if not options.allow_network_fs:
         check_local(directory)
+    if options.mapped:
+        check_stores(directory)
     opened = _attach(directory, options)
     if isinstance(opened, OpenLog):
         return opened

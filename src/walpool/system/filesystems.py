@@ -4,13 +4,15 @@ Locks and shared mappings are kept by one kernel: between machines that mount th
 hold only now and then. A file system that is not in the tables passes: a new one is more often local than shared.
 """
 
+import errno
 import os
+import struct
 import sys
 from typing import NamedTuple
 
 import psutil
 
-from walpool.errors import UnsafeLog
+from walpool.errors import UnsafeLog, Unsupported
 from walpool.system.calls import calls
 from walpool.system.files import Directory
 
@@ -46,6 +48,20 @@ _DARWIN = {
 }
 _DARWIN_NAME_AT, _DARWIN_NAME_END = 72, 88
 
+# Where what was written keeps its place: a store into it needs no room, so that it does not fail for want of any.
+_IN_PLACE = {0xEF53: "ext4", 0x01021994: "tmpfs"}
+_XFS = 0x58465342  # likewise, but for a block that a file shares with its copy: `cp` makes such copies
+_ELSEWHERE = {
+    _XFS: "an XFS with reflink=1",
+    0x9123683E: "btrfs",
+    0x2FC12FC1: "ZFS",
+    0xCA451A4E: "bcachefs",
+    0xF2F52010: "F2FS",
+    0x794C7630: "overlay, as the files of a container are",
+}
+# XFS_IOC_FSGEOMETRY_V1: its struct, where its flags are, and the one that says reflink=1.
+_XFS_GEOMETRY, _XFS_GEOMETRY_BYTES, _XFS_FLAGS, _XFS_REFLINK = 0x80705864, 112, struct.Struct("=92x I"), 1 << 20
+
 
 def network_file_system(statfs: bytes, platform: str = sys.platform) -> str | None:
     """The name of the network file system that a struct statfs tells of, or None."""
@@ -67,6 +83,37 @@ def check_local(directory: Directory) -> None:
             " memory hold between machines: move the log to a local disk, or, if only this machine ever opens it, pass"
             " allow_network_fs=True (a command: --allow-network-fs); docs/durability.md says what is lost",
         )
+
+
+def check_stores(directory: Directory) -> None:
+    """Raises Unsupported where a store into a mapped file can fail, or nobody knows whether it can: that would kill."""
+    found = _may_fail(directory)
+    if found is not None:
+        raise Unsupported(
+            f"{directory.path}: mapped=True: the directory is on {found}: where a store fails there, the process is"
+            " killed; leave mapped out, or move the log to ext4, to tmpfs, or to an XFS that was made with reflink=0"
+        )
+
+
+def _may_fail(directory: Directory) -> str | None:
+    """What it is on, where stores may fail."""
+    if sys.platform != "linux" or sys.maxsize < 1 << 32:
+        return "another system than Linux of 64 bits"
+    try:
+        statfs = calls.statfs(directory.fd)
+        kind = int.from_bytes(statfs[:8], sys.byteorder) & 0xFFFFFFFF
+        if kind in _IN_PLACE or (kind == _XFS and not _shares_blocks(directory)):
+            return None
+    except OSError as error:
+        return f"a file system of which nothing can be learnt ({errno.errorcode.get(error.errno or 0, error)})"
+    return _ELSEWHERE.get(kind) or network_file_system(statfs) or f"a file system of an unknown kind ({kind:#x})"
+
+
+def _shares_blocks(directory: Directory) -> bool:
+    geometry = bytearray(_XFS_GEOMETRY_BYTES)
+    calls.ioctl(directory.fd, _XFS_GEOMETRY, geometry)
+    (flags,) = _XFS_FLAGS.unpack_from(geometry)
+    return bool(flags & _XFS_REFLINK)
 
 
 class Volume(NamedTuple):

@@ -15,6 +15,7 @@ from walpool.read.walk import Extent, Walk
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import CHUNK_BYTES, Segment, file_holds_frames, is_zero, open_segment
 from walpool.system.files import CREATE, WRITE, Directory, File
+from walpool.system.mapped import written_end
 
 _PREPARING = f"{PREPARED}.tmp"
 _ZEROS = bytes(CHUNK_BYTES)
@@ -38,6 +39,20 @@ def write_ahead(file: File, end: int, ahead: int, size_limit: int) -> int:
             return size_limit
         size = min(end + ahead, size_limit)
     return min(max(end, size), size_limit)  # another writer, with a larger limit, may have written further ahead
+
+
+def write_on(file: File, tail: int, end: int, ahead: int, size_limit: int) -> int:
+    """For who stores: have every byte from the tail to `end` written, and then some; where what is written ends.
+
+    A hole is written too, of a file that is longer: FULL has zeros ahead before the frame in front of them is there.
+    Raises LogFull, IOFailed. Lock: append.
+    """
+    written = written_end(file, tail)
+    if written < end:
+        to = max(end, min(end + ahead, size_limit))
+        write_zeros(file, written, to)
+        written = to
+    return written
 
 
 def prepare(directory: Directory, size: int, file_mode: int) -> OSError | None:

@@ -3,7 +3,7 @@
 Lock: what begins with `_` runs with the append lock held.
 """
 
-from walpool.errors import UnsafeLog
+from walpool.errors import UnsafeLog, WALError
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.names import segment_name
 from walpool.opening.opening import AGAIN, CUT, OpenLog
@@ -23,8 +23,9 @@ from walpool.shared.slot_rows import (
 from walpool.system.calls import calls
 from walpool.system.failures import typed_error
 from walpool.system.files import wipe
+from walpool.system.mapped import fetch, map_to_store
 from walpool.system.threads import leave
-from walpool.upkeep.prepare import write_ahead
+from walpool.upkeep.prepare import write_ahead, write_on
 from walpool.write.chores import Chores
 from walpool.write.place import Active, Place, Retired
 from walpool.write.rotation import check_fits, rotate
@@ -35,6 +36,7 @@ from walpool.write.waits import Waits
 LOOK_NS = 100_000_000
 LOOK_LSNS = 1_000  # and after so many entries, of whichever process: what is lost then is bounded in both.
 # FULL: zeros are written so far ahead of the tail. A sync of bytes that replace zeros need not sync the file's size.
+# Of who stores: likewise, so that every store has a place.
 AHEAD_BYTES = 1 << 20
 
 
@@ -45,6 +47,7 @@ class Appender(Place):
         self._row = row
         self._size_limit = options.size_limit
         self._file_mode = options.mode
+        self._maps = options.mapped
         self._ahead = AHEAD_BYTES if options.sync_mode is SyncMode.FULL else 0
         self._seen = 0, 0  # a segment, and the offset of a frame that stood in it when names were compared
         self._half_full = 0  # the last segment that we saw half full
@@ -67,7 +70,11 @@ class Appender(Place):
             self.waits.appended_ns = now  # told once it is appended
         self.chores.look()
         if self.core is not None:
-            self.core.ready(*self.active[:3], self.ready_to, self.next_look_lsn, self.looked_ns, self.next_look_ns)
+            mapped = self.active.mapped
+            self.core.ready(
+                *self.active[:3], self.ready_to, self.next_look_lsn, self.looked_ns, self.next_look_ns,
+                None if mapped is None else mapped.obj,
+            )  # fmt: skip
 
     def _attend(self) -> None:
         """Something stands in the way of appends: finish the rotation that a killed process left, or refuse."""
@@ -87,7 +94,8 @@ class Appender(Place):
         """Refuse to append when what we have open is no longer what others open by its name."""
         active = self.active
         known = (state.segment, state.marker) == (active.first_lsn, active.marker)
-        self._log.check_names(active.segment.file if known else None, state.tail)
+        in_use = state.tail if active.mapped is None else max(state.tail, self.ready_to)
+        self._log.check_names(active.segment.file if known else None, in_use)
         (segment, offset), file = self._seen, active.segment.file
         if known and segment == state.segment and file.read(4, offset) != active.marker.to_bytes(4, "little"):
             raise UnsafeLog(file.path, f"{CUT}; {AGAIN}")  # also when it has grown again since
@@ -110,11 +118,35 @@ class Appender(Place):
             except FileNotFoundError:
                 raise UnsafeLog(self._log.directory.path, f"the active segment was removed; {AGAIN}") from None
             self._use(segment)
-        if self._ahead:
-            end = state.tail + frame_bytes
+        end = state.tail + frame_bytes
+        if self._maps:
+            self.ready_to = self._map(state.tail, end)
+        elif self._ahead:
             self.ready_to = write_ahead(self.active.segment.file, end, self._ahead, self._size_limit)
         else:
             self.ready_to = self._size_limit
+
+    def _map(self, tail: int, end: int) -> int:
+        """Have the place of the next frames written and mapped; where it ends.
+
+        Where that is refused, the next ones are written, which is refused, too, or is not.
+        """
+        file, mapped = self.active.segment.file, self.active.mapped
+        try:
+            written = write_on(file, tail, end, AHEAD_BYTES, self._size_limit)
+            ready_to = min(written, end + AHEAD_BYTES, self._size_limit)
+            if mapped is None or len(mapped) < ready_to:
+                mapped = map_to_store(file, written)
+            fetch(mapped, tail, ready_to)
+        except (WALError, OSError, ValueError):
+            mapped, ready_to = None, min(end + AHEAD_BYTES, self._size_limit)
+        old = self.active.mapped
+        if mapped is not old:
+            self._look_first()
+            self.active = self.active._replace(mapped=mapped)
+            if old is not None:
+                old.release()
+        return ready_to
 
     def _start_next(self, state: LogState) -> LogState:
         self._check_names(calls.time_ns(), state)  # never start a segment beside another writer's
@@ -132,6 +164,8 @@ class Appender(Place):
         self._look_first()
         self.active = Active.of(segment)
         old.segment.file.close()
+        if old.mapped is not None:
+            old.mapped.release()
 
     def _unwritten(self, error: OSError, tail: int, end: int) -> Exception:
         if wipe(self.active.fd, tail, end):

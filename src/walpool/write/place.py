@@ -35,6 +35,7 @@ from walpool.system.calls import are_originals, calls
 from walpool.system.files import write_rest
 from walpool.system.forks import in_forked_children
 from walpool.system.locks import LOCK_UN, TRY_EX, Flock
+from walpool.system.mapped import STORES_KEEP_THEIR_ORDER
 from walpool.system.shared_words import WORD
 from walpool.write.chores import Chores
 from walpool.write.waits import CONTENDED_FOR, TIMED_WAITS, Waits
@@ -54,6 +55,7 @@ class Active(NamedTuple):
     marker: int
     fd: int
     segment: Segment
+    mapped: memoryview | None = None  # its beginning, up to `ready_to` at least, to store frames into
 
     @classmethod
     def of(cls, segment: Segment) -> "Active":
@@ -73,8 +75,7 @@ class Place:
         self.waits = waits
         self.chores = chores
         self.core = core_place(log, row, waits, chores)
-        if self.core is not None:
-            in_forked_children(self, _refuse_core)  # also while it is opened or closed: mappings have descriptors
+        in_forked_children(self, _let_go)  # also while it is opened or closed: mappings have descriptors
         self.active = Active.of(log.segment)
         self._counts = None if row is None or row.shared or self.core is not None else row.words
         self._batches, self._bytes, self._more = (
@@ -88,6 +89,7 @@ class Place:
         self._lock_fd = log.append_lock.fd
         self._pwrite = calls.pwrite
         self._write_rest: Callable[..., None] = write_rest
+        self._store: Callable[..., None] | None = calls.store if STORES_KEEP_THEIR_ORDER else None
         self._time_ns = calls.time_ns
         self._growth = Wakeups(log.control, GROWTH)
         self._words = log.control.words
@@ -141,12 +143,16 @@ class Place:
                 rest = _pack_rest(body_bytes, count, next_lsn, now, words[DURABLE], body_bytes, 0, self._slot)
                 frame = _pack_prefix(marker, crc32c(rest, body_crc)) + rest + data
                 words[INTENT] = commit + self._intent
-                try:
-                    written = self._pwrite(active.fd, frame, tail)
-                    if written != frame_bytes:
-                        self._write_rest(active.fd, frame, tail, written)
-                except OSError as error:
-                    raise self._unwritten(error, tail, end) from error
+                mapped, store = active.mapped, self._store
+                if mapped is not None and store is not None:
+                    store(mapped, tail, frame)
+                else:
+                    try:
+                        written = self._pwrite(active.fd, frame, tail)
+                        if written != frame_bytes:
+                            self._write_rest(active.fd, frame, tail, written)
+                    except OSError as error:
+                        raise self._unwritten(error, tail, end) from error
                 self._fill(
                     self._block, COPIES[~commit & 1], first, sequence, marker, end, next_lsn + count,
                     now, entries + count, batches + 1, total_bytes + frame_bytes,
@@ -200,18 +206,21 @@ class Place:
 
     def refuse(self) -> None:
         """From now on everything raises Retired, also in an append that is under way in a child forked out of it."""
-        if self.core is not None:
-            self.core.refuse()
+        _let_go(self)
         self.append = self._look_around = self._unwritten = _refuse  # type: ignore[method-assign, assignment]
-        self._try_lock = self._pwrite = self._write_rest = _refuse
+        self._try_lock = self._pwrite = self._write_rest = self._store = _refuse
         self.waits.refuse(_refuse)
         self._unlock = lambda *_: None
         self._counts = None
 
 
-def _refuse_core(place: Place) -> None:
+def _let_go(place: Place) -> None:
+    """Of what is mapped."""
     if place.core is not None:
         place.core.refuse()
+    active = getattr(place, "active", None)
+    if active is not None and active.mapped is not None:
+        active.mapped.release()
 
 
 def _refuse(*_: Any) -> NoReturn:
@@ -224,7 +233,7 @@ _LAYOUT = (
     STOP, COMMIT, INTENT, DURABLE, *(at // WORD for at in COPIES), GROWTH, len(LogState._fields), BATCHES, MORE_ENTRIES,
     BYTES, HISTOGRAMS[BATCH], BUCKETS, CONTENDED_FOR, TIMED_WAITS,
 )  # fmt: skip
-_CALLS = ("flock", "pwrite", "time_ns", "monotonic", "monotonic_ns", "futex_wake")
+_CALLS = ("flock", "pwrite", "store", "time_ns", "monotonic", "monotonic_ns", "futex_wake")
 
 
 class CorePlace(Protocol):
@@ -249,9 +258,10 @@ class CorePlace(Protocol):
         next_look_lsn: int,
         looked_ns: int,
         next_look_ns: int,
+        mapped: object,
         /,
     ) -> None:
-        """What is plain from now on. Lock: append."""
+        """What is plain from now on; `mapped` is an mmap that frames are stored into, or None. Lock: append."""
 
     def look_first(self) -> None:
         """Nothing is plain before the next `ready`. Lock: append."""

@@ -31,7 +31,7 @@ def check_options(options: WriterOptions) -> WriterOptions:
     check_size_limit(options.size_limit)
     _kind("sync_mode", options.sync_mode, SyncMode)
     _kind("recovery", options.recovery, RecoveryMode)
-    for name in ("metrics", "allow_network_fs", "allow_other_files"):
+    for name in ("metrics", "mapped", "allow_network_fs", "allow_other_files"):
         _kind(name, getattr(options, name), bool)
     for name in ("lock_timeout", "sync_interval_s"):
         if getattr(options, name) is not None:
@@ -39,6 +39,8 @@ def check_options(options: WriterOptions) -> WriterOptions:
     _seconds("linger_s", options.linger_s)
     if options.sync_interval_s == 0:
         raise ValueError("sync_interval_s is 0: for durable appends use SyncMode.FULL")
+    if options.mapped and options.sync_mode is not SyncMode.NORMAL:
+        raise ValueError(f"mapped is for SyncMode.NORMAL, and not for {options.sync_mode}: leave it out")
     _kind("buffer_bytes", options.buffer_bytes, int)
     if options.buffer_bytes < 1:
         raise ValueError(f"buffer_bytes must be at least 1, not {options.buffer_bytes}")

@@ -1,6 +1,7 @@
 """WALWriter: appends to a log that other threads and processes append to at the same time.
 
 Holds: what is public and what it promises; how it is kept stands in handle.py, session.py and appender.py.
+It is longer than a file may be because most of it is docstrings.
 """
 
 import os
@@ -53,6 +54,9 @@ class WALWriter:
         sync_interval_s (default None): seconds, in SyncMode.NORMAL: whatever this writer appended is on disk after at
             most twice so many and two syncs, as long as it lives; on a slower disk appends wait for it.
         retention (default None): applied in the background, by whichever process rotated. None removes nothing.
+        mapped (default False): SyncMode.NORMAL on Linux: store into mapped segments instead of writing to them, for
+            little more than half of the CPU time. The price: whoever cuts the segment short, and a disk that fails,
+            kill the process (SIGBUS), and `sync()` takes longer, up to twice the CPU time. See docs/durability.md.
         allow_network_fs (default False): open a log on NFS, SMB, FUSE, ..., where writers on two machines overwrite
             each other's entries, and durable is what the server calls so.
         allow_other_files (default False): make a log in a directory that holds other files.
@@ -62,6 +66,7 @@ class WALWriter:
         LogBusy: retry.
         LogFull, IOFailed: retry when the cause is gone.
         UnsafeLog: mend what it names.
+        Unsupported: leave `mapped` out, or move the log: on its file system stores may fail.
         SyncFailed: close every other writer of the log and open it again; while the disk fails, it stays so.
         CorruptLog: see `walpool verify` and `walpool repair`.
         UnsupportedVersion: upgrade walpool.
@@ -84,6 +89,7 @@ class WALWriter:
         linger_s: float = 0.05,
         sync_interval_s: float | None = None,
         retention: Retention | None = None,
+        mapped: bool = False,
         allow_network_fs: bool = False,
         allow_other_files: bool = False,
     ) -> None:
@@ -91,7 +97,8 @@ class WALWriter:
         options = WriterOptions(
             sync_mode=SyncMode(sync_mode), size_limit=size_limit, lock_timeout=lock_timeout, mode=mode, metrics=metrics,
             name=name, recovery=RecoveryMode(recovery), buffer_bytes=buffer_bytes, linger_s=linger_s,
-            sync_interval_s=sync_interval_s, retention=retention, allow_network_fs=allow_network_fs,
+            sync_interval_s=sync_interval_s, retention=retention, mapped=mapped,
+            allow_network_fs=allow_network_fs,
             allow_other_files=allow_other_files,
         )  # fmt: skip
         self._prepare(place, check_options(options))
