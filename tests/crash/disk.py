@@ -29,6 +29,7 @@ from walpool.system.calls import calls
 
 SECTOR = 512
 PAGE = 4096
+STORED_IN_PIECES = (0, 0, 1, 2, 4)  # one more
 CACHES = ("control", "metrics")  # everything in them can be had from elsewhere
 ROOT = 0  # the directory that everything is in; it was there before
 
@@ -77,6 +78,8 @@ class Recorder:
         self._names: dict[int, dict[str, int]] = {ROOT: {}}
         self._fds: dict[int, int] = {}
         self._maps: list[tuple[int, int, weakref.ref[mmap.mmap], bytes]] = []
+        # Segments: it is told of stores into them, and a look at one that is shorter by now would kill us.
+        self._stored_into: list[tuple[int, int, weakref.ref[mmap.mmap]]] = []
         self._nodes = ROOT
         self.fault: Callable[[str], int | None] = lambda name: None  # may raise, or say how much of a write is done
         self.sync_takes_s = 0.0  # as a disk would: other threads go on meanwhile
@@ -119,6 +122,9 @@ class Recorder:
             directory = self._names.get(directory, {}).get(parent, -1)
         return directory, name
 
+    def _segments(self) -> set[int]:
+        return {node for names in self._names.values() for name, node in names.items() if name.endswith(".wal")}
+
     def _node(self, path: str, fd: int | None = None) -> int:
         directory, name = self._at(path, fd)
         if name in ("", "."):
@@ -157,6 +163,7 @@ class Recorder:
         taps = {
             "open": self._open, "close": self._close, "mkdir": self._mkdir, "rename": self._rename, "link": self._link,
             "unlink": self._unlink, "ftruncate": self._ftruncate, "pwrite": self._pwrite, "mmap": self._mmap,
+            "store": self._store,
             "fsync": partial(self._sync, "fsync"), "fdatasync": partial(self._sync, "fdatasync"),
         }  # fmt: skip
         before = {name: getattr(calls, name) for name in taps}
@@ -170,7 +177,7 @@ class Recorder:
 
     def _through(self, name: str, tap: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
         def through(*args: Any, **kwargs: Any) -> Any:
-            if name not in ("pwrite", "fsync", "fdatasync", "close"):  # the first three have it in the middle
+            if name not in ("pwrite", "fsync", "fdatasync", "close", "store"):
                 self.fault(name)
             return tap(call, *args, **kwargs)
 
@@ -240,9 +247,23 @@ class Recorder:
     def _mmap(self, call: Any, fd: int, size: int, **how: Any) -> mmap.mmap:
         with self._mutex:
             mapping: mmap.mmap = call(fd, size, **how)
-            if how["prot"] & mmap.PROT_WRITE:
+            if fd in self._fds and self._fds[fd] in self._segments():
+                mine = os.dup(fd)
+                weakref.finalize(mapping, os.close, mine)
+                self._stored_into.append((self._fds[fd], mine, weakref.ref(mapping)))
+            elif how["prot"] & mmap.PROT_WRITE:
                 self._maps.append((self._fds[fd], how.get("offset", 0), weakref.ref(mapping), mapping[:]))
             return mapping
+
+    def _store(self, call: Any, mapped: memoryview, start: int, data: bytes) -> None:
+        """Its pages may reach the disk at any moment of it: word by word, in whatever order words are stored."""
+        with self._mutex:
+            self._look_at_maps()
+            node, mine = next((node, fd) for node, fd, reference in self._stored_into if reference() is mapped.obj)
+            for low, high in _pieces(start, start + len(data), random.Random(len(self.events))):
+                self.events.append(Event("write", (node, low, data[low - start : high - start])))
+            call(mapped, start, data)
+            assert os.pread(mine, len(data), start) == data, "a store has gone behind the end of its file"
 
     def _sync(self, name: str, call: Any, fd: int) -> None:
         with self._mutex:
@@ -257,6 +278,15 @@ class Recorder:
             self.note("sync failed", node, begun)
             raise
         self.note("sync", node, begun, name == "fsync")
+
+
+def _pieces(start: int, end: int, chance: random.Random) -> list[tuple[int, int]]:
+    """Of a store, cut between words, in any order."""
+    words = range(start + 8 - start % 8, end, 8)
+    cuts = sorted(chance.sample(words, min(len(words), chance.choice(STORED_IN_PIECES))))
+    pieces = list(zip([start, *cuts], [*cuts, end], strict=True))
+    chance.shuffle(pieces)
+    return pieces
 
 
 # Playing back

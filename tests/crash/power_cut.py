@@ -29,8 +29,8 @@ from tests.crash.disk import PAGE, SECTOR, Disk, Event, Image, Model, Recorder
 from tests.crash.taps import untapped
 from tests.crash.witness import Witness
 from tests.oracle import second
-from tests.support import append_op, entries_of, read_log, run_threads
-from walpool import Retention, SyncMode, WALEntry, WALError, WALReader, WALWriter
+from tests.support import MAPPED, append_op, entries_of, read_log, run_threads
+from walpool import LogFull, Retention, SyncMode, WALEntry, WALError, WALReader, WALWriter
 from walpool.format.names import SLOTS_LOCK
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.origin import read_origin
@@ -187,6 +187,48 @@ def append_in_turn(told: Told, chance: random.Random) -> None:
         writer.close()
     if stopped is not None:
         stopped.close()
+
+
+def append_mapped(told: Told, chance: random.Random) -> None:
+    """Writers that store, write, and sync, on one log; now and then what is to be written ahead is refused."""
+    limit = chance.choice((700, 1500, 4000))
+    kinds = [(SyncMode.NORMAL, True), chance.choice(((SyncMode.NORMAL, False), (SyncMode.FULL, False)))]
+    kinds += chance.choice(([], [(SyncMode.NORMAL, True)]))
+
+    def opened(mode: SyncMode, mapped: bool) -> WALWriter:
+        return WALWriter(told.log, mode, chance.choice((limit, limit, 2 * limit)), mapped=mapped and MAPPED)
+
+    writers = [opened(*kind) for kind in kinds]
+    full_from = chance.choice((1 << 30, chance.randrange(40)))
+    writes = itertools.count()
+
+    def fill(name: str) -> int | None:
+        if name == "pwrite" and full_from <= next(writes) < full_from + 8:
+            if chance.random() < 0.5:
+                return chance.randrange(1, 200)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return None
+
+    told.recorder.fault = fill
+    for _ in range(chance.randrange(8, 22)):
+        at = chance.randrange(len(writers))
+        with suppress(LogFull):
+            match chance.randrange(12):
+                case 0 | 1:
+                    told.sync(writers[at])
+                case 2:
+                    writers[at].rotate()
+                case 3:
+                    writers[at].close()
+                    writers[at] = opened(*kinds[at])
+                case 4 if limit >= 1500:
+                    told.append(writers[at], kinds[at][0], large=chance.randrange(1, limit // 800 + 1))
+                case _:
+                    told.append(writers[at], kinds[at][0])
+        told.coordinators.may_work()
+    told.recorder.fault = lambda name: None
+    for writer in writers:
+        writer.close()
 
 
 def append_and_prune(told: Told, chance: random.Random) -> None:
@@ -380,6 +422,7 @@ SCRIPTS: dict[str, Script] = {
     "at once": append_at_once,
     "parents": append_below_new_parents,
     "rules": prune_by_rules,
+    "mapped": append_mapped,
 }
 
 

@@ -46,18 +46,19 @@ KINDS = {"ext4": 64 << 20, "xfs": 300 << 20, "btrfs": 120 << 20}  # with the lea
 WAYS = {"ext4": (FLUSH_LOG, DROP_LOG, DROP_LOG), "xfs": (FLUSH_LOG, DROP_LOG, DIES), "btrfs": (DIES,)}
 CUTS_PER_DISK = 10
 WRITERS = (SyncMode.FULL, SyncMode.FULL, SyncMode.NORMAL, SyncMode.NORMAL)
+MAPPED = {"ext4": 3}  # which of them stores, where that is allowed: what FULL acknowledges behind it covers it, too
 
 
 class Disk:
     """A file system in a file, mounted where this process alone sees it; it goes with the process."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path, kind: str, *how: str) -> None:
         self.image = folder / "disk.img"
         self.place = folder / "mnt"
         self.place.mkdir()
         with self.image.open("wb") as file:
             file.truncate(KINDS[kind])
-        command(f"mkfs.{kind}", "-q", "-F" if kind == "ext4" else "-f", self.image)
+        command(f"mkfs.{kind}", "-q", *how, "-F" if kind == "ext4" else "-f", self.image)
         self.device = command("losetup", "--find", "--show", self.image)
         self._fd = os.open(self.device, os.O_RDONLY | os.O_CLOEXEC)  # the device stays until this process ends,
         command("losetup", "--detach", self.device)  # and goes by itself then
@@ -133,7 +134,10 @@ def cut_again_and_again(channel: Channel, folder: Path, seed: int, cuts: int, ki
         acks = folder / f"acks{number}"
         acks.mkdir()
         limit = chance.choice([20_000, 1 << 20])  # with a prepared segment, and without
-        pids = [start_writer(log, acks, f"r{number}w{n}", mode, limit) for n, mode in enumerate(WRITERS)]
+        pids = [
+            start_writer(log, acks, f"r{number}w{n}", mode, limit, MAPPED.get(kind) == n)
+            for n, mode in enumerate(WRITERS)
+        ]
         enough = Ledger.ACK_BYTES * chance.randrange(1, 600)
         until(lambda acks=acks, enough=enough: size_of(acks) >= enough, "acknowledgements come")
         began = time.monotonic_ns()
@@ -247,17 +251,17 @@ def size_of(acks: Path) -> int:
     return sum(path.stat().st_size for path in acks.iterdir())
 
 
-def start_writer(log: Path, acks: Path, name: str, mode: SyncMode, limit: int) -> int:
+def start_writer(log: Path, acks: Path, name: str, mode: SyncMode, limit: int, mapped: bool) -> int:
     pid = os.fork()
     if pid == 0:
-        in_child(lambda: append_until_it_dies(log, acks, name, mode, limit))
+        in_child(lambda: append_until_it_dies(log, acks, name, mode, limit, mapped))
     return pid
 
 
-def append_until_it_dies(log: Path, acks: Path, name: str, mode: SyncMode, limit: int) -> None:
+def append_until_it_dies(log: Path, acks: Path, name: str, mode: SyncMode, limit: int, mapped: bool) -> None:
     ledger = Ledger(acks, name)
     try:
-        with WALWriter(log, mode, limit) as writer:
+        with WALWriter(log, mode, limit, mapped=mapped) as writer:
             for op in range(100_000):
                 ledger.append(writer, op)
                 if mode is SyncMode.NORMAL and op % 50 == 49:

@@ -718,7 +718,7 @@ BUGS = [
         "system/files.py",
         "        end = min(end, calls.fstat(fd).st_size)\n",
         "        calls.ftruncate(fd, start)\n        return True\n",
-        "tests/system/test_files.py -k wipe",
+        "tests/write/test_mapped.py -k does_not_shorten",
     ),
     Bug(
         "what a failed write left stays",
@@ -740,6 +740,84 @@ BUGS = [
         "counts[MORE_ENTRIES] = self._more = self._more + count - 1",
         "counts[MORE_ENTRIES] = self._more = self._more + count",
         "tests/shared/test_metrics_model.py -k one_process",
+    ),
+    # Stores into mapped segments
+    Bug(
+        "what is longer is taken for written",
+        "upkeep/prepare.py",
+        "    written = written_end(file, tail)\n",
+        "    written = file.size()\n",
+        "tests/write/test_mapped.py -k hole_behind",
+    ),
+    Bug(
+        "stores go behind what was written",
+        "write/appender.py",
+        "ready_to = min(written, end + AHEAD_BYTES, self._size_limit)",
+        "ready_to = min(end + AHEAD_BYTES, self._size_limit) + 8",
+        "tests/write/test_mapped.py -k every_store",
+        (("mapped = map_to_store(file, written)", "mapped = map_to_store(file, file.size())"),),
+    ),
+    Bug(
+        "what was mapped is stored into behind a rotation",
+        "write/appender.py",
+        "        self.active = Active.of(segment)\n",
+        "        self.active = Active.of(segment)._replace(mapped=old.mapped)\n",
+        "tests/write/test_mapped.py -k what_is_stored",
+        (
+            (
+                "        if old.mapped is not None:\n            old.mapped.release()\n",
+                "        if old.mapped is not None:\n            return\n",
+            ),
+        ),
+    ),
+    Bug(
+        "a child stores into what its parent has mapped",
+        "write/place.py",
+        "    if active is not None and active.mapped is not None:\n        active.mapped.release()\n",
+        "",
+        "tests/write/test_mapped.py -k forked_before",
+    ),
+    Bug(
+        "published before it is stored",
+        "write/place.py",
+        "                    store(mapped, tail, frame)\n",
+        "                    pass\n",
+        "tests/crash/test_kill_sweep.py -k mapped-call-40",
+        (
+            (
+                "                words[COMMIT] = commit + 1  # last: this one store publishes all of it\n",
+                "                words[COMMIT] = commit + 1\n"
+                "                if mapped is not None and store is not None:\n"
+                "                    store(mapped, tail, frame)\n",
+            ),
+        ),
+    ),
+    Bug(
+        "a mapped segment that is cut off is seen too late",
+        "write/appender.py",
+        "        in_use = state.tail if active.mapped is None else max(state.tail, self.ready_to)\n",
+        "        in_use = state.tail\n",
+        "tests/write/test_mapped.py -k next_look",
+    ),
+    Bug(
+        "stores are allowed into blocks that a copy shares",
+        "system/filesystems.py",
+        "(kind == _XFS and not _shares_blocks(directory))",
+        "kind == _XFS",
+        "tests/system/test_filesystems.py -k can_fail",
+    ),
+    Bug(
+        "core: the commit word is stored before the frame is",
+        "native/placing.h",
+        "        store_frame(ready->mapped + tail, wanted);\n",
+        "        ;\n",
+        f"{CORE} -k mapped-50",
+        (
+            (
+                "    AT(committed)\n",
+                "    AT(committed)\n    if (ready->mapped)\n        store_frame(ready->mapped + tail, wanted);\n",
+            ),
+        ),
     ),
     # What bytes show
     Bug(
@@ -861,9 +939,9 @@ BUGS = [
     Bug(
         "core: the commit word is stored before the frame is written",
         "native/placing.h",
-        "    if (!write_frame(ready->fd, wanted, tail))\n        return 0;",
+        "    else if (!write_frame(ready->fd, wanted, tail))\n        return 0;",
         "",
-        f"{CORE} -k append-100",
+        f"{CORE} -k append-0-100",
         (("    AT(committed)\n", "    AT(committed)\n    write_frame(ready->fd, wanted, tail);\n"),),
     ),
     Bug(

@@ -10,6 +10,7 @@ import pytest
 
 from tests.crash import power_cut
 from tests.crash.disk import Disk, Event, Model
+from tests.support import MAPPED
 from walpool import SyncMode, WALWriter
 
 slow = pytest.mark.slow
@@ -22,6 +23,13 @@ def test_power_cuts(memory: Path, part: int, states: int, seed: int) -> None:
     print(dict(counts))
     assert counts["crash states"] >= states
     assert counts["states of a recovery"] > 50 or states < 2_500
+
+
+@pytest.mark.skipif(not MAPPED, reason="stores into mapped segments are for Linux")
+@pytest.mark.parametrize("states", [400, pytest.param(4_000, marks=slow)])
+def test_power_cuts_in_the_middle_of_stores(memory: Path, states: int, seed: int) -> None:
+    counts = power_cut.prove(memory, seed, states, ["mapped"])
+    print(dict(counts))
 
 
 @pytest.mark.slow
