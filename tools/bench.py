@@ -62,6 +62,7 @@ ROWS = [
         "LMDB, no sync, a transaction a put",
         0.45,
     ),
+    Row("put-mapped", "put, one process, mapped", "put-mapped", "put-lmdb", "LMDB, no sync, writemap", 1.2),
     Row("put-sqlite", "put, one process, NORMAL", "put", "put-sqlite", "SQLite WAL, synchronous=OFF", 4.0),
     Row("put-plain", "put, one process, NORMAL", "put", "put-plain", "plain O_APPEND write of 116 bytes"),
     Row("batch", "append_batch of 1,000 entries", "batch", least_rate=2.5e6),

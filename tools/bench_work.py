@@ -48,6 +48,12 @@ def walpool_normal(directory: Path) -> Iterator[PutAll]:
 
 
 @contextmanager
+def walpool_mapped(directory: Path) -> Iterator[PutAll]:
+    with WALWriter(directory / LOG, SyncMode.NORMAL, mapped=True) as writer:
+        yield walpool_put_all(writer)
+
+
+@contextmanager
 def walpool_full(directory: Path) -> Iterator[PutAll]:
     with WALWriter(directory / LOG, SyncMode.FULL) as writer:
         yield walpool_put_all(writer)
@@ -248,6 +254,7 @@ def rate(count: int, work: Callable[[], None]) -> float:
 # The counts make each job last about a second or two.
 JOBS: dict[str, Job] = {
     "put": partial(puts, walpool_normal, 200_000),
+    "put-mapped": partial(puts, walpool_mapped, 400_000),
     "put-lmdb": partial(puts, peers.lmdb_mapped, 200_000),
     "put-lmdb-files": partial(puts, peers.lmdb_unsynced, 100_000),
     "put-sqlite": partial(puts, peers.sqlite_off, 50_000),
