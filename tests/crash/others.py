@@ -20,7 +20,7 @@ from tests.crash.power_cut import after_a_reboot, await_coordinators
 from tests.crash.scripts import LIMIT
 from tests.crash.sweep import PATIENCE_S, Point, in_child, run_with
 from tests.crash.witness import Witness
-from tests.support import Ack, append_op, entries_of, judge, reap, run_threads
+from tests.support import MAPPED, Ack, append_op, entries_of, judge, reap, run_threads
 from walpool import (
     ControlUnusable,
     LogBusy,
@@ -115,7 +115,7 @@ class Other:
         self.log = log
         self.author = author
         self.acks = {author: []}
-        self._op = 0
+        self._op = self._opened = 0
         self._writers: list[WALWriter] = []
         self._readers: list[WALReader[bytes]] = []
         self._metrics: WALMetrics | None = None
@@ -297,7 +297,9 @@ class Other:
         return self.log.with_name(f"copy of {self.author}")
 
     def _open(self, mode: SyncMode = SyncMode.NORMAL, retention: Retention | None = None) -> WALWriter:
-        return WALWriter(self.log, mode, LIMIT, lock_timeout=0, retention=retention)
+        self._opened += 1
+        mapped = MAPPED and mode is SyncMode.NORMAL and self._opened % 2 == 0
+        return WALWriter(self.log, mode, LIMIT, lock_timeout=0, retention=retention, mapped=mapped)
 
     def _writer(self) -> WALWriter:
         if not self._writers:

@@ -95,6 +95,7 @@ class Scene(NamedTuple):
 
 SCENES = {
     "append": Scene(scripts.append_a_little, first_op=scripts.FIRST_OP),
+    "mapped": Scene(scripts.append_mapped),
     "large batches": Scene(scripts.append_large_batches, author="large-v"),
     "buffer": Scene(buffer_and_sync, doubt=BUFFERED),
     "coordinate": Scene(scripts.coordinate, removal=True),
