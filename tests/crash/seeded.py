@@ -782,7 +782,7 @@ BUGS = [
         "write/place.py",
         "                    store(mapped, tail, frame)\n",
         "                    pass\n",
-        "tests/crash/test_kill_sweep.py -k mapped-call-40",
+        "tests/write/test_mapped.py -k dies_in",
         (
             (
                 "                words[COMMIT] = commit + 1  # last: this one store publishes all of it\n",
@@ -811,7 +811,7 @@ BUGS = [
         "native/placing.h",
         "        store_frame(ready->mapped + tail, wanted);\n",
         "        ;\n",
-        f"{CORE} -k mapped-50",
+        f"{CORE} -k mapped-0-200",
         (
             (
                 "    AT(committed)\n",

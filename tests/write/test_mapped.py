@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.crash.failpoints import appends_by
-from tests.crash.taps import Call, tapped
+from tests.crash.taps import Call, kill_self, tapped
 from tests.support import Ack, Channel, Start, append_op, judge, read_log, reap, run_threads
 from walpool import LogFull, SyncMode, UnsafeLog, Unsupported, WALEntry, WALReader, WALWriter
 from walpool.native.select import core_in_use
@@ -240,6 +240,32 @@ def test_a_child_that_was_forked_before_a_store_does_not_make_it(log: Path) -> N
         os.write(write_end, b"!")
         assert lsn == 2 and reap(children[0]) == 0
     assert [entry.key for entry in read_log(log)] == [b"first", b"parent", b"forked"]
+
+
+@pytest.mark.skipif(not STORES_KEEP_THEIR_ORDER, reason="Python writes here")
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside another", "alone"])
+def test_who_dies_in_the_middle_of_a_store_has_published_nothing(log: Path, part: float, beside: bool) -> None:
+    def tap(name: str, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name == "store" and args[2].endswith(b"last words"):
+            mapped, start, data = args
+            call(mapped, start, data[: int(part * len(data))])
+            kill_self()
+        return call(*args, **kwargs)
+
+    WALWriter(log).close()
+    other = WALWriter(log) if beside else None
+    pid = os.fork()
+    if pid == 0:
+        with tapped(tap), WALWriter(log, mapped=True) as writer:
+            writer.put(b"victim", b"")
+            writer.put(b"victim", b"last words")
+        os._exit(1)
+    assert reap(pid) == -signal.SIGKILL
+    assert [entry.lsn for entry in read_log(log)] == [1]
+    with other or WALWriter(log) as writer:
+        assert writer.put(b"other", b"") == 2
+    assert [entry.key for entry in read_log(log)] == [b"victim", b"other"]
 
 
 # Where it cannot be
