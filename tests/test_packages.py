@@ -7,11 +7,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 from importlib import util
@@ -21,22 +19,14 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from tests.native.builds import cannot_compile
 from tests.support import ROOT
 from tests.test_docs import README
 from tools import build, dev
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = ["pyproject_hooks", "twine", "abi3audit", *(["auditwheel"] if sys.platform == "linux" else [])]
-COMPILER = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
 NO_COMPILER = {"CC": "/nowhere/cc", "WALPOOL_PURE": ""}
-
-
-def compiles() -> bool:
-    command = [COMPILER, "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-x", "c", "-"]
-    try:
-        return subprocess.run(command, input=b"#include <Python.h>", capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -61,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> list[Path]
     told = folder / "files.json"
     with FileLock(folder.with_suffix(".lock")):
         if not told.exists():
-            files = build.build(folder, pure=not compiles())
+            files = build.build(folder, pure=bool(cannot_compile()))
             build.check(files)
             told.write_text(json.dumps([str(file) for file in files]))
     return [Path(file) for file in json.loads(told.read_text())]
@@ -167,8 +157,8 @@ def works(commands: Path, folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["the sdist with a compiler", "the sdist without", "the wheel", "the pure wheel"])
 def test_walpool_is_installed_and_works(how: str, made: list[Path], tmp_path: Path) -> None:
-    if how in ("the sdist with a compiler", "the wheel") and not compiles():
-        pytest.skip(f"there is no {COMPILER}, or no Python.h")
+    if how in ("the sdist with a compiler", "the wheel") and cannot_compile():
+        pytest.skip(cannot_compile())
     sdist, pure, *with_core = made
     what: list[str | Path] = [*{"the wheel": with_core, "the pure wheel": [pure]}.get(how, [sdist])]
     environment = NO_COMPILER if how == "the sdist without" else {}
@@ -191,5 +181,5 @@ def test_another_python_takes_the_wheel_that_is_for_it(home: dev.Home, made: lis
     ours: list[str | Path] = ["--no-index", "--find-links", wheels, "walpool"]
     commands = installed(home, tmp_path / "venv", PROJECT["dependencies"], ours)
     core = works(commands, tmp_path)["core"]
-    assert core["in_use"] is (compiles() and not is_free_threaded(home)), core
+    assert core["in_use"] is (not cannot_compile() and not is_free_threaded(home)), core
     assert ("free-threaded" in core["why_not"]) is is_free_threaded(home)
