@@ -31,6 +31,7 @@ class Bug(NamedTuple):
 
 
 CORE = "tests/crash/test_core_place.py"
+HOSTILE = "tests/native/test_place.py"
 CALLS = "tests/crash/test_kill_sweep.py -k little-call"
 
 BUGS = [
@@ -945,6 +946,20 @@ BUGS = [
         "look(words + STOP) || ",
         "",
         f"{CORE} -k stopped",
+    ),
+    Bug(
+        "core: an append that was done is said not to be",
+        "native/placing.h",
+        "!lsn || ",
+        "",
+        f"{HOSTILE} -k hostile",
+    ),
+    Bug(
+        "core: a count begins again at 0",
+        "native/placing.h",
+        "figures >> 63 || ",
+        "",
+        f"{HOSTILE} -k hostile",
     ),
     Bug(
         "core: a segment has room for everything",
