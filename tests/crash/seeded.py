@@ -948,6 +948,13 @@ BUGS = [
         f"{CORE} -k stopped",
     ),
     Bug(
+        "a state that the core was killed in is taken for damage",
+        "opening/believe.py",
+        'stored > LogState._fields.index("next_lsn")',
+        "False",
+        f"{CORE} -k need_not_recover",
+    ),
+    Bug(
         "core: an append that was done is said not to be",
         "native/placing.h",
         "!lsn || ",
