@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+import walpool
 from tests.native.builds import cannot_compile
 from tests.support import ROOT
 from tests.test_docs import README
@@ -118,6 +119,19 @@ def test_all_is_every_extra_for_who_uses_walpool() -> None:
     assert set(every.removeprefix("walpool[").removesuffix("]").split(",")) == {
         extra for extra in extras if extra not in ("all", "bench", "dev", "fuzz", "package")
     }
+
+
+def test_the_version_is_one_and_the_citation_has_it() -> None:
+    told = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert [PROJECT["version"], *told] == [walpool.__version__] * 2
+    assert f"## {walpool.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.skipif(not (ROOT / ".github").is_dir(), reason="an sdist has none")
+def test_the_workflows_run_commands_that_there_are() -> None:
+    text = "".join(file.read_text() for file in (ROOT / ".github" / "workflows").iterdir())
+    assert set(re.findall(r"tools/dev\.py (\w+)", text)) <= dev.COMMANDS.keys()
+    assert not re.search(r"https?://|pypi", text), "nothing is published from there"
 
 
 # What is installed
