@@ -14,6 +14,7 @@
     bench   walpool against LMDB, SQLite and plain files           args go to tools/bench.py
     prove   try to break walpool for --minutes, and write a report args go to tools/prove.py
     sanitize  the compiled core under the sanitizers of the compiler   args go to pytest
+            --valgrind: under memcheck, by the newest Python at hand; then args go to pytest
 
 The first run makes .venv in the checkout with the Python that runs this file and installs walpool there, editable, with
 what the command needs; its compiled core is built where there is a C compiler. Later runs start at once. Only the
@@ -111,6 +112,7 @@ def wheel_matrix(args: Sequence[str]) -> int:
         extras = [each for extra in TEST_EXTRAS for each in project["optional-dependencies"][extra]]
         if home.version.endswith("t"):  # not all of them are to be had there
             extras = [each for each in extras if each.startswith(("pytest", "hypothesis"))]
+            extras += ["--only-binary", "hypothesis"]  # the newest is Rust, and has no wheel for those
         install(tried, [*project["dependencies"], *extras])
         run([tried.venv / "bin" / "walpool", "doctor"])
         code = run(pytest("-m", "not slow", *args, home=tried)) or code
@@ -179,8 +181,11 @@ def prove(args: Sequence[str]) -> NoReturn:
 
 
 def sanitize(args: Sequence[str]) -> NoReturn:
-    set_up(*TEST_EXTRAS)
-    become([PYTHON, ROOT / "tools" / "sanitize.py", *args])
+    home = HOME
+    if args[:1] == ["--valgrind"]:
+        home = max((HOME, *other_homes()), key=lambda each: [int(part) for part in each.version.split(".")])
+    set_up(*TEST_EXTRAS, home=home)
+    become([home.python, ROOT / "tools" / "sanitize.py", *args])
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

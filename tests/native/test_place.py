@@ -20,7 +20,7 @@ import pytest
 
 from tests.crash.failpoints import GIVEN
 from tests.native.builds import loaded
-from tests.native.test_twins import ODD_BYTES, ODD_NUMBERS
+from tests.native.test_twins import ODD_BYTES, ODD_NUMBERS, ROUNDS
 from tests.native.twins import TWINS
 from tests.support import ROOT
 from walpool import WALWriter
@@ -32,7 +32,7 @@ from walpool.write import appender, place
 
 pytestmark = pytest.mark.skipif(not select.core_in_use, reason="the compiled core does not run here")
 
-ROUNDS = 600
+
 FIELDS = len(LogState._fields)
 LATE_NS = time.time_ns() + 3_600_000_000_000  # an append is stamped with this: both with the same
 STATE_WORDS = [copy // WORD + field for copy in COPIES for field in range(FIELDS)]
