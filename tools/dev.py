@@ -111,7 +111,8 @@ def wheel_matrix(args: Sequence[str]) -> int:
         project = read_project()
         extras = [each for extra in TEST_EXTRAS for each in project["optional-dependencies"][extra]]
         if home.version.endswith("t"):  # not all of them are to be had there
-            extras = [each for each in extras if each.startswith(("pytest", "hypothesis"))]
+            wanted = ("pytest", "hypothesis", "textual", "prometheus-client")
+            extras = [each for each in extras if each.startswith(wanted)]
             extras += ["--only-binary", "hypothesis"]  # the newest is Rust, and has no wheel for those
         install(tried, [*project["dependencies"], *extras])
         run([tried.venv / "bin" / "walpool", "doctor"])
