@@ -32,7 +32,7 @@ def core() -> Any:
         [str(NATIVE / "core.c")],
         depends=[str(NATIVE / name) for name in HEADERS],
         define_macros=[("Py_LIMITED_API", OLDEST), ("WALPOOL_SOURCES", f'"{sources()}"')],
-        extra_compile_args=["-O3", "-fvisibility=hidden"],
+        extra_compile_args=["-O3", "-g0", "-fvisibility=hidden"],
         py_limited_api=True,
         optional=True,
     )

@@ -5,6 +5,8 @@
             under each other Python at hand
             args go to pytest, and then it runs under this Python alone
     matrix  every test under every Python at hand                  args go to pytest
+            --wheel: the quick ones, of the wheel that `build` makes, in clean environments; then args go to pytest
+    build   sdist and wheels, checked, into dist/                  args go to tools/build.py
     lint    formatting, lint rules and types                       --fix mends what can be mended
     check   lint, then the tests that are not slow                 args go to pytest
     coverage  every test; what they reach goes to docs/coverage.md
@@ -12,6 +14,7 @@
     bench   walpool against LMDB, SQLite and plain files           args go to tools/bench.py
     prove   try to break walpool for --minutes, and write a report args go to tools/prove.py
     sanitize  the compiled core under the sanitizers of the compiler   args go to pytest
+            --valgrind: under memcheck, by the newest Python at hand; then args go to pytest
 
 The first run makes .venv in the checkout with the Python that runs this file and installs walpool there, editable, with
 what the command needs; its compiled core is built where there is a C compiler. Later runs start at once. Only the
@@ -31,7 +34,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +45,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 PROJECT = ROOT / "pyproject.toml"
 SETUP = ROOT / "setup.py"
+BUILD = ROOT / "tools" / "build.py"
 CORE = ROOT / "src" / "walpool" / "_core.abi3.so"
 
 
@@ -50,7 +54,7 @@ def demo(args: Sequence[str]) -> NoReturn:
     become([VENV / "bin" / "walpool", "demo", *args])
 
 
-TEST_EXTRAS = ("dev", "monitor", "prometheus", "zstd")
+TEST_EXTRAS = ("dev", "package", "monitor", "prometheus", "zstd")
 # Where interpreters differ: where they look for signals, when they collect, what a fork runs, what their C does.
 VITAL = (
     "tests/crash/test_any_bytecode.py",
@@ -82,6 +86,8 @@ def test(args: Sequence[str]) -> int:
 
 
 def matrix(args: Sequence[str]) -> int:
+    if args and args[0] == "--wheel":
+        return wheel_matrix(args[1:])
     code = 0
     for home in (HOME, *other_homes()):
         say(f"Python {home.version}")
@@ -90,11 +96,41 @@ def matrix(args: Sequence[str]) -> int:
     return code
 
 
+def wheel_matrix(args: Sequence[str]) -> int:
+    set_up("package")
+    made = VENV / "dist"
+    if run([PYTHON, BUILD, "--to", made]) != 0:
+        return 1
+    os.environ.pop("PYTHONPATH", None)  # the checkout is not to be imported
+    code = 0
+    for home in (HOME, *other_homes(free_threaded=True)):
+        tried = replace(home, venv=ROOT / f".venv-wheel-{home.version}")
+        say(f"the wheel for Python {home.version}")
+        make_venv(tried)
+        install(tried, ["--no-index", "--no-deps", "--only-binary", ":all:", "--find-links", str(made), "walpool"])
+        project = read_project()
+        extras = [each for extra in TEST_EXTRAS for each in project["optional-dependencies"][extra]]
+        if home.version.endswith("t"):  # not all of them are to be had there
+            wanted = ("pytest", "hypothesis", "textual", "prometheus-client")
+            extras = [each for each in extras if each.startswith(wanted)]
+            extras += ["--only-binary", "hypothesis"]  # the newest is Rust, and has no wheel for those
+        install(tried, [*project["dependencies"], *extras])
+        run([tried.venv / "bin" / "walpool", "doctor"])
+        code = run(pytest("-m", "not slow", *args, home=tried)) or code
+        shutil.rmtree(tried.venv)
+    return code
+
+
+def build(args: Sequence[str]) -> NoReturn:
+    set_up("package")
+    become([PYTHON, BUILD, *args])
+
+
 def lint(args: Sequence[str]) -> int:
     if list(args) not in ([], ["--fix"]):
         say("lint takes no arguments but --fix")
         return 2
-    set_up("dev", "monitor", "prometheus", "zstd")
+    set_up(*TEST_EXTRAS)
     fix = bool(args)
     steps: dict[str, list[str | Path]] = {
         "ruff format": [PYTHON, "-m", "ruff", "format", *([] if fix else ["--check"])],
@@ -141,19 +177,23 @@ def bench(args: Sequence[str]) -> NoReturn:
 
 
 def prove(args: Sequence[str]) -> NoReturn:
-    set_up("dev", "monitor", "prometheus", "zstd", "fuzz")
+    set_up(*TEST_EXTRAS, "fuzz")
     become([PYTHON, ROOT / "tools" / "prove.py", *args])
 
 
 def sanitize(args: Sequence[str]) -> NoReturn:
-    set_up(*TEST_EXTRAS)
-    become([PYTHON, ROOT / "tools" / "sanitize.py", *args])
+    home = HOME
+    if args[:1] == ["--valgrind"]:
+        home = max((HOME, *other_homes()), key=lambda each: [int(part) for part in each.version.split(".")])
+    set_up(*TEST_EXTRAS, home=home)
+    become([home.python, ROOT / "tools" / "sanitize.py", *args])
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "test": test,
     "matrix": matrix,
+    "build": build,
     "lint": lint,
     "check": check,
     "coverage": coverage,
@@ -197,29 +237,39 @@ class Home:
         return self.venv / "walpool-dev.json"  # what the last complete set-up made; written last
 
 
-HOME = Home(sys.executable, ".".join(map(str, sys.version_info[:3])), VENV)
+# Behind the number a t, where there is no interpreter's lock.
+TELL_VERSION = "import sys, venv, ensurepip; print(*sys.version_info[:3], sep='.', end='t' * ('t' in sys.abiflags))"
+HOME = Home(sys.executable, ".".join(map(str, sys.version_info[:3])) + "t" * ("t" in sys.abiflags), VENV)
 
 
-def other_homes() -> list[Home]:
-    """One for each other minor version that is on the path or under pyenv's folder: the newest of it."""
-    found: dict[tuple[int, ...], Home] = {}
+def other_homes(*, free_threaded: bool = False) -> list[Home]:
+    """One for each other minor version that is on the path or under pyenv's folder: the newest of it.
+
+    Of those without the interpreter's lock, whose versions end in t, only if they are asked for.
+    """
+    found: dict[tuple[int, str], tuple[list[int], Home]] = {}
     folders = [Path(folder) for folder in os.get_exec_path()]
     folders += sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin"))
     for minor in range(OLDEST_PYTHON[1], NEWEST_PYTHON[1] + 1):
-        for folder in folders:
-            python = folder / f"python3.{minor}"
-            if not os.access(python, os.X_OK) or (3, minor) == sys.version_info[:2]:
+        for python in [folder / f"python3.{minor}{kind}" for folder in folders for kind in ("", "t")]:
+            if not os.access(python, os.X_OK):
                 continue
             asked = subprocess.run(
-                [python, "-c", "import sys, venv, ensurepip; print(*sys.version_info[:3], sep='.')"],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False,
-            )  # fmt: skip
-            version = asked.stdout.strip()
-            if asked.returncode == 0 and version.startswith(f"3.{minor}."):
-                number = tuple(map(int, version.split(".")))
-                if number > tuple(map(int, found.get((3, minor), Home("", "0.0.0", VENV)).version.split("."))):
-                    found[3, minor] = Home(str(python), version, ROOT / f".venv-3.{minor}")
-    return [found[key] for key in sorted(found)]
+                [python, "-c", TELL_VERSION], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+            )
+            number, kind = asked.stdout.rstrip("t"), "t" * asked.stdout.endswith("t")
+            if asked.returncode != 0 or not number.startswith(f"3.{minor}."):
+                continue
+            if (kind and not free_threaded) or (number.rpartition(".")[0], kind) == minor_of(HOME.version):
+                continue
+            home = Home(str(python), number + kind, ROOT / f".venv-3.{minor}{kind}")
+            as_numbers = [int(part) for part in number.split(".")]
+            found[minor, kind] = max(found.get((minor, kind), ([], home)), (as_numbers, home), key=lambda each: each[0])
+    return [home for _, (_, home) in sorted(found.items())]
+
+
+def minor_of(version: str) -> tuple[str, str]:
+    return version.rpartition(".")[0], "t" * version.endswith("t")
 
 
 def pytest(*args: str, home: Home = HOME) -> list[str | Path]:
@@ -252,8 +302,6 @@ def become(command: Sequence[str | Path]) -> NoReturn:
 
 def set_up(*extras: str, home: Home = HOME) -> None:
     """Bring an environment to where walpool imports, with what `extras` of pyproject.toml name, unless it is there."""
-    import tomllib  # new in Python 3.11
-
     text = PROJECT.read_text()
     here = {"python": home.version, "base": home.base, "venv": str(home.venv)}
     sources: str = runpy.run_path(str(SETUP))["sources"]()
@@ -269,7 +317,7 @@ def set_up(*extras: str, home: Home = HOME) -> None:
             return
         # walpool itself is installed once only: another command may be importing it at this moment.
         wanted = [] if installed is not None else ["--editable", str(ROOT)]
-        optional = tomllib.loads(text)["project"]["optional-dependencies"]
+        optional = read_project()["optional-dependencies"]
         environment = {}
         if wanted and CORE.exists() and sources.encode() in CORE.read_bytes():
             environment["WALPOOL_PURE"] = "1"  # it was built already: one file for every Python
@@ -279,6 +327,13 @@ def set_up(*extras: str, home: Home = HOME) -> None:
         if wanted and not CORE.exists():
             say("the core was not built (no C compiler, or no header of Python?): walpool runs in pure Python here")
         write_stamp(home, {"here": here, "project": project, "extras": sorted({*(installed or []), *extras})})
+
+
+def read_project() -> dict[str, Any]:
+    import tomllib  # new in Python 3.11
+
+    project: dict[str, Any] = tomllib.loads(PROJECT.read_text())["project"]
+    return project
 
 
 @contextmanager

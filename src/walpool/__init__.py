@@ -50,7 +50,7 @@ from walpool.upkeep.retention import PruneReport
 from walpool.write.batch import Batch
 from walpool.write.writer import WALWriter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batch",

@@ -21,21 +21,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.machinery import ExtensionFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from tests.native.builds import COMPILER, NATIVE, STRICT, cannot_compile, loaded
 from tests.support import ROOT
 from walpool.native import select
 from walpool.write import place
 
-NATIVE = ROOT / "src" / "walpool" / "native"
 HEADER = Path(__file__).with_suffix(".h")
 GIVEN = "WALPOOL_FAILPOINTS_CORE"  # a file that was built, which is taken
-STRICT = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
 FLAGS = shlex.split(os.environ.get("WALPOOL_FAILPOINTS_CFLAGS", ""))
-COMPILER = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
 
 KILL, SIGNAL, SHORT, TORN, STOP = -1, -2, -3, -4, -5  # what happens at a point; else the number of an error
 MOMENTS = tuple(re.findall(r"AT\((\w+)\)", (NATIVE / "placing.h").read_text())[1:])  # the first is the macro
@@ -52,12 +48,7 @@ def cannot_build() -> str:
     """Why there are no failpoints here; empty: there are."""
     if not select.core_in_use:
         return "the compiled core does not run here"
-    command = [COMPILER, "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-x", "c", "-"]
-    try:
-        done = subprocess.run(command, input=b"#include <Python.h>", capture_output=True, check=False)
-    except FileNotFoundError:
-        return f"there is no {COMPILER}"
-    return "" if done.returncode == 0 else f"{COMPILER} does not find Python.h"
+    return cannot_compile()
 
 
 def built(*, changes: Sequence[tuple[str, str, str]] = ()) -> Path:
@@ -118,13 +109,7 @@ class Failpoints:
         return Counter({name: self._library.walpool_met(name.encode()) for name in names})
 
 
-@cache
-def _load(file: Path) -> ModuleType:
-    spec = spec_from_file_location("walpool._core", file, loader=ExtensionFileLoader("walpool._core", str(file)))
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+_load = cache(loaded)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class Bug(NamedTuple):
 
 
 CORE = "tests/crash/test_core_place.py"
+HOSTILE = "tests/native/test_place.py"
 CALLS = "tests/crash/test_kill_sweep.py -k little-call"
 
 BUGS = [
@@ -1037,6 +1038,27 @@ BUGS = [
         "look(words + STOP) || ",
         "",
         f"{CORE} -k stopped",
+    ),
+    Bug(
+        "a state that the core was killed in is taken for damage",
+        "opening/believe.py",
+        'stored > LogState._fields.index("next_lsn")',
+        "False",
+        f"{CORE} -k need_not_recover",
+    ),
+    Bug(
+        "core: an append that was done is said not to be",
+        "native/placing.h",
+        "!lsn || ",
+        "",
+        f"{HOSTILE} -k hostile",
+    ),
+    Bug(
+        "core: a count begins again at 0",
+        "native/placing.h",
+        "figures >> 63 || ",
+        "",
+        f"{HOSTILE} -k hostile",
     ),
     Bug(
         "core: a segment has room for everything",

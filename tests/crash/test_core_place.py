@@ -113,6 +113,29 @@ def test_a_death_at_every_moment_inside_loses_nothing(
     assert told[0] == "result" and told[1].died >= at_least, told
 
 
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_who_opens_a_log_behind_a_death_in_the_filled_state_need_not_recover(
+    log: Path, failpoints: Failpoints, before: int
+) -> None:
+    """At each of its fields, over a copy of each kind: of the making of the log, of one entry, of several."""
+
+    def victim(field: int) -> None:
+        with appends_by(failpoints.module), WALWriter(log) as writer:
+            writer._handle.open().appender.waits.sample = False
+            for number in range(before):
+                writer.append_batch([WALEntry.put(b"before", bytes(9 * number), 1)] * (1 + number % 2))
+            failpoints.arm("filling", KILL, field)
+            writer.append_batch([WALEntry.put(b"victim", b"larger than any", 1)] * 2)
+
+    for field in range(len(LogState._fields)):
+        pid = os.fork()
+        if pid == 0:
+            in_child(lambda: victim(field))  # noqa: B023
+        assert reap(pid) == -signal.SIGKILL
+        with WALWriter(log) as writer:
+            assert writer.recovery_report is None, (field, writer.recovery_report)
+
+
 @pytest.mark.parametrize("writer", EACH_WAY, indirect=True)
 def test_every_failpoint_is_met_by_a_plain_append(writer: WALWriter, failpoints: Failpoints) -> None:
     handle = writer._handle.open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import gc
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from walpool.native import select
 
 pytestmark = pytest.mark.skipif(not select.core_in_use, reason="the compiled core does not run here")
 
-ROUNDS = 400  # of some ten calls each, of every kind
+ROUNDS = int(os.environ.get("WALPOOL_ROUNDS", "400"))  # of some ten calls each, of every kind
 
 
 @pytest.fixture(autouse=True)

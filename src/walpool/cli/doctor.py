@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
+import shutil
 import sys
+import sysconfig
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 
 from walpool import UnsafeLog, __version__
 from walpool.cli import arguments
 from walpool.cli.exits import Exit, one_line
 from walpool.cli.output import amount, print_json
 from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES
-from walpool.native.select import core, why_not
+from walpool.native.select import CHOSEN, FREE_THREADED, NOT_BUILT, STALE, core, why_not
+from walpool.system.console import setting
 from walpool.system.filesystems import volume_of
 from walpool.system.processes import boot_id, most_open_files
 
@@ -43,6 +48,7 @@ def run(args: argparse.Namespace) -> Exit:
 class Core:
     in_use: bool
     why_not: str  # empty: it is in use
+    remedy: str  # what to do about that; empty: nothing is to be done, or nobody knows
     checksum: str  # how it sums: by which instruction, or by a table
 
 
@@ -77,7 +83,7 @@ def look(log: str | None) -> Checkup:
         walpool=__version__,
         python=f"{platform.python_implementation()} {platform.python_version()}",
         platform=platform.platform(),
-        core=Core(core is not None, why_not, "" if core is None else core.CHECKSUM),
+        core=Core(core is not None, why_not, _remedy(why_not), "" if core is None else core.CHECKSUM),
         boot_id=_boot_id(),
         key_bytes=MAX_KEY_BYTES,
         value_bytes=MAX_VALUE_BYTES,
@@ -85,6 +91,32 @@ def look(log: str | None) -> Checkup:
         extras={extra: _version(extra) for extra in EXTRAS},
         log=None if log is None else _place(log),
     )
+
+
+def _remedy(why_not: str) -> str:
+    if why_not == CHOSEN:
+        return "unset WALPOOL_PURE"
+    if why_not == FREE_THREADED:
+        return "a Python of the usual kind runs it"
+    if why_not == STALE:
+        return "`python setup.py build_ext --inplace`, and every command of tools/dev.py, build it anew"
+    if why_not == NOT_BUILT:
+        lacks = _lacks()
+        install = "install walpool again, from a wheel for this kind of machine or from its sdist"
+        return f"{' and '.join(lacks)}; with that, {install}" if lacks else f"what it takes is here by now: {install}"
+    return "install walpool again" if why_not else ""
+
+
+def _lacks() -> list[str]:
+    """What a core cannot be built without, and is not here."""
+    lacks = []
+    compiler = shlex.split(setting("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+    if shutil.which(compiler) is None:
+        lacks.append(f"there is no C compiler (`{compiler}`; Debian's package gcc)")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        lacks.append(f"there is no {header} (Debian's package python3-dev)")
+    return lacks
 
 
 def _boot_id() -> str:
@@ -118,6 +150,7 @@ def render(found: Checkup) -> list[str]:
         f"walpool   {found.walpool}",
         f"python    {found.python} on {found.platform}",
         f"core      {runs}",
+        *([f"          {core.remedy}"] if core.remedy else []),
         f"boot id   {found.boot_id or 'can be read'}",
         f"limits    {largest}; {found.open_files:,} open files",
     ]

@@ -248,7 +248,9 @@ static PyObject *new_place(PyTypeObject *type, PyObject *args, PyObject *named)
     PyObject *numbers, *block, *row, *mutex, *others, *waits, *chores;
     int lock_fd, may_wait;
     unsigned short slot;
-    if (named || !PyArg_ParseTuple(args, "O!OOOO!OOiHp", &PyTuple_Type, &numbers, &block, &row, &mutex, &PyList_Type,
+    if (named && PyDict_Size(named))
+        return PyErr_Format(PyExc_TypeError, "Place() takes no arguments by name");
+    if (!PyArg_ParseTuple(args, "O!OOOO!OOiHp", &PyTuple_Type, &numbers, &block, &row, &mutex, &PyList_Type,
                                    &others, &waits, &chores, &lock_fd, &slot, &may_wait))
         return NULL;
     uint64_t number = 0;

@@ -123,8 +123,11 @@ static uint64_t publish(const Ready *ready, Wanted *wanted, uint64_t *commit)
     uint64_t *words = ready->words, frame_bytes = (uint64_t)FRAME_BYTES + wanted->body_bytes;
     *commit = look(words + COMMIT);
     uint64_t *state = words + (*commit & 1 ? COPY_B : COPY_A), *next = words + (*commit & 1 ? COPY_A : COPY_B);
-    uint64_t tail = state[TAIL], lsn = state[NEXT_LSN], now = wall_ns();
-    if (look(words + STOP) || state[SEGMENT] != ready->first_lsn || state[MARKER] != wanted->marker ||
+    uint64_t tail = state[TAIL], lsn = state[NEXT_LSN], now = wall_ns(), figures = *commit;
+    for (int field = 0; field < FIELDS; field++)
+        figures |= state[field];
+    if (!lsn || figures >> 63 || /* no log has such: 0 says "not done", and a sum must not pass 64 bits */
+        look(words + STOP) || state[SEGMENT] != ready->first_lsn || state[MARKER] != wanted->marker ||
         tail > ready->ready_to || frame_bytes > ready->ready_to - tail || lsn >= ready->next_look_lsn ||
         now < ready->looked_ns || now >= ready->next_look_ns)
         return 0;

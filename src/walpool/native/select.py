@@ -14,24 +14,46 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from os import environ  # the other call outside `system`: what is imported first can ask nobody else
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+CHOSEN = "WALPOOL_PURE is set"
+FREE_THREADED = "this Python is free-threaded, and the core relies on the interpreter's lock"
+NOT_BUILT = (
+    "it was not built: walpool was installed from a wheel without it, or where a C compiler or Python.h was missing"
+)
+STALE = "it is stale: it was built from other sources than those beside it"
+
+
 def _load() -> tuple[ModuleType | None, str]:
     """The core, or None and why it does not run."""
     if environ.get("WALPOOL_PURE", "") not in ("", "0"):
-        return None, "WALPOOL_PURE is set"
+        return None, CHOSEN
     if "t" in getattr(sys, "abiflags", ""):
-        return None, "this Python is free-threaded, and the core relies on the interpreter's lock"
+        return None, FREE_THREADED
     try:
-        return import_module("walpool._core"), ""
+        found = import_module("walpool._core")
     except ImportError as error:
         if error.name == "walpool._core" and isinstance(error, ModuleNotFoundError):
-            return None, "it was not built: there was no C compiler, or no header of Python, when walpool was installed"
+            return None, NOT_BUILT
         return None, f"it cannot be loaded: {error}"
+    return (None, STALE) if _sources() not in ("", found.SOURCES) else (found, "")
+
+
+def _sources() -> str:
+    """What the core would be built from, in a checkout; as in setup.py. Empty: installed, where there is no C."""
+    files = sorted(Path(__file__).parent.glob("*.[ch]"))
+    if not files:
+        return ""
+    digest = import_module("hashlib").sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    text: str = digest.hexdigest()[:16]
+    return text
 
 
 core, why_not = _load()

@@ -140,11 +140,22 @@ def _preceded(copy: LogState, state: LogState, commit: int) -> bool:
 
 
 def _half_filled(copy: LogState, whole: LogState, state: LogState) -> bool:
-    """Whether its writer was killed while it filled the copy in: that zeroes it first, and then stores byte by byte."""
+    """Whether its writer was killed while it filled the copy in.
+
+    Python zeroes it first, and then stores byte by byte; the core stores field by field over what was there.
+    """
     there = STATE.pack(*copy).rstrip(b"\0")
     if STATE.pack(*whole).startswith(there):
         return True
-    return not copy.segment and copy.batches in (0, state.batches - 1, state.batches)  # some of it is not zeroed yet
+    if not copy.segment and copy.batches in (0, state.batches - 1, state.batches):
+        return True  # some of it is not zeroed yet
+    stored = next(at for at, (now, then) in enumerate(zip(copy, whole, strict=True)) if now != then)
+    return (
+        stored > LogState._fields.index("next_lsn")  # before that field it is as it was: see _preceded
+        and copy.last_frame != whole.last_frame  # else all was stored, and a figure is damaged
+        and state.batches - copy.batches in (-1, 0, 1)
+        and all(was <= now for was, now in zip(copy[stored:-1], state[stored:-1], strict=True))
+    )
 
 
 def _appended(state: LogState, frame: Frame) -> LogState:

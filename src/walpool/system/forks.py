@@ -116,7 +116,8 @@ class Descriptor:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if self.fd >= 0:  # at the end of a process, when it may be closed, the functions of this module may be gone
+            self.close()
 
     def after_fork(self) -> None:
         if self.is_moving:
