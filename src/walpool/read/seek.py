@@ -63,7 +63,7 @@ def last_head(
         if turn % 2 == 0 and key(best) > key(first):
             even = best.offset + (most - key(best)) * (best.offset - first.offset) // (key(best) - key(first))
             at = min(max(low, even - PROBE_BYTES), high - PROBE_BYTES)
-        found = _first_head(segment, at, high, limit)
+        found = first_head(segment, at, high, limit)
         if found is None or key(found) > most:
             high = at
         elif found.first_lsn < best.first_lsn:
@@ -88,7 +88,7 @@ def _head(segment: Segment, offset: int, limit: int) -> Head | None:
     return Head(offset, end, first_lsn, appended_at)
 
 
-def _first_head(segment: Segment, start: int, end: int, limit: int) -> Head | None:
+def first_head(segment: Segment, start: int, end: int, limit: int) -> Head | None:
     """The first that starts in [start, end) and has another, the end, or zeros behind it."""
     needle = segment.header.marker.to_bytes(4, "little")
     tries = 0
