@@ -112,7 +112,7 @@ def _results(ground: Ground, crew: Workers[LSNRange], told: "_Told", size: int) 
         try:
             yield from crew.results(ground.parts(count))
         except WorkFailed as failed:
-            error, cause = _error_of(ground.source.path, failed)
+            error, cause = error_of(ground.source.path, failed)
             raise error from cause
         told.all()
 
@@ -147,7 +147,7 @@ _WORDS = {
 }
 
 
-def _error_of(path: str, failed: WorkFailed) -> tuple[WALError, BaseException | None]:
+def error_of(path: str, failed: WorkFailed) -> tuple[WALError, BaseException | None]:
     """What the caller hears, and its cause: the log's own error as a reader would have raised it, or WorkerFailed."""
     failure, part = failed.failure, failed.task
     error: WALError
