@@ -222,6 +222,9 @@ class Reading(Generic[B]):
             if last_lsn is not None and first_lsn + count - 1 > last_lsn:
                 cursor.put_back(frame)  # no sync ends inside a batch: whoever says so is damaged
                 return []
+            if self.end is not None and first_lsn >= self.end:
+                cursor.put_back(frame)  # SALVAGE has skipped what was wanted
+                return []
             self.frame = frame
             if frame.flags:
                 assert cursor.segment is not None
@@ -230,14 +233,13 @@ class Reading(Generic[B]):
                 data, body, end = self.window.data, frame.body, frame.end
                 if to_keep and self.zero_copy:
                     data, body, end = memoryview(bytes(data[body:end])), 0, end - body
-                entries = decode_body(data, body, end, count, first_lsn, views=self.zero_copy)
+                skip = max(0, start - first_lsn)
+                keep = (count if self.end is None else min(count, self.end - first_lsn)) - skip
+                wanted = () if keep == count else (skip, keep)
+                entries = decode_body(data, body, end, count, first_lsn, *wanted, views=self.zero_copy)
             except BodyError as error:
                 cursor.pass_body(frame, error.reason)
                 continue
-            if self.end is not None and first_lsn + count > self.end:
-                del entries[self.end - first_lsn :]
-            if first_lsn < start:
-                del entries[: start - first_lsn]
             self._idle = False
             self.entries += len(entries)
             self.batches += 1

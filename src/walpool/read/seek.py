@@ -14,7 +14,8 @@ from walpool.shared.catalog import Segment
 
 PROBE_BYTES = 1 << 16
 FALSE_MARKERS = 64  # in one probe; then the bytes are hostile, and reading from the start is no worse
-STEPS = 3  # from a frame to the next, before a probe that goes further
+STEPS = 3  # from a frame to the next, before a probe that goes further,
+STEP_BYTES = 1 << 14  # and one more for so many bytes of a frame: a probe searches half of one, which takes as long
 
 
 class Head(NamedTuple):
@@ -51,7 +52,7 @@ def last_head(
     turn = 0
     while True:
         turn += 1
-        for _ in range(STEPS):
+        for _ in range(STEPS + (best.end - best.offset) // STEP_BYTES):
             following = _head(segment, best.end, limit)
             if following is None or key(following) > most:
                 return best
