@@ -178,12 +178,13 @@ class _Mapping:
             if self.log_id is not None and source.id != self.log_id:
                 raise source.replaced("another log was made in its place")
             while batch := reading.next_batch():
-                frame = reading.frame
-                if frame.first_lsn < part.start and part.start > self.start:
-                    continue  # it begins in the part before
-                if frame.next_lsn > part.end and part.end < self.end:
-                    with closing(_reading(self.path, batch.first_lsn, min(frame.next_lsn, self.end))) as whole:
-                        batch = whole.next_batch() or batch
+                if not reading.whole:
+                    frame = reading.frame
+                    if frame.first_lsn < part.start and part.start > self.start:
+                        continue  # it begins in the part before
+                    if frame.next_lsn > part.end and part.end < self.end:
+                        with closing(_reading(self.path, batch.first_lsn, min(frame.next_lsn, self.end))) as whole:
+                            batch = whole.next_batch() or batch
                 yield batch, batch.count
             if reading.next_lsn < part.end:
                 reading.check_log()
