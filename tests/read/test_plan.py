@@ -113,6 +113,17 @@ def test_a_damaged_log_in_parts_is_as_damaged_as_in_one(tmp_path: Path, seed: in
     assert refused
 
 
+def test_whoever_reads_the_last_part_of_a_copy_meets_the_damage_in_it(tmp_path: Path) -> None:
+    """The head of a frame is damaged, so that nothing leads on to those behind it."""
+    data = bytearray(layout.segment(1, layout.single(1, 10)))
+    (offset, *_), *behind = list(layout.spans(bytes(data)))[5:]
+    data[offset : offset + 48] = bytes(48)
+    log = layout.write_segments(tmp_path / "log", {1: bytes(data)})
+    assert len(behind) == 4 and plan(log, 1) == [LSNRange(1, 11)]
+    found = read_parts(log, plan(log, 3))
+    assert isinstance(found.error, CorruptLog) and found.entries == entries(1, 6)
+
+
 def test_parts_of_a_range_are_the_same_when_the_log_has_grown_and_its_beginning_is_gone(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with WALWriter(log, size_limit=20_000) as writer:

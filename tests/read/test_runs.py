@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from tests.format import layout
 from tests.read.logs import entries, entry_of, make, segment_files
-from walpool import WALReader, WALWriter
+from walpool import Operation, WALEntry, WALReader, WALWriter
 from walpool.shared.counters import counters_of
 
 COUNT = 40
@@ -189,6 +190,23 @@ def test_entries_from_before_the_buffer_moved_on_stay_as_they_are(tmp_path: Path
     assert [(entry.key, len(entry.value), entry.timestamp) for entry in found] == [
         (b"%d" % lsn, lsn, lsn) for lsn in range(1, 500)
     ]
+
+
+def test_a_run_as_long_as_one_that_was_given_by_batches_is_another(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    make_single = partial(layout.single, count=20)
+    with WALWriter(log) as writer, WALReader(log) as reader:
+        for first, by_batches in ((1, True), (21, False)):
+            for items in make_single(first):
+                writer.append_batch([WALEntry(Operation(items[0][0]), *items[0][1:])])
+            if by_batches:
+                batches = reader.batches()
+                assert [next(batches).first_lsn for _ in range(5)] == list(range(1, 6))
+                assert [entry.lsn for entry in reader] == list(range(6, 21))
+            else:
+                take_on = [reader.read_entry() for _ in range(5)]
+                assert take_on == entries(21, 26)
+                assert [batch.first_lsn for batch in reader.batches()] == list(range(26, 41))
 
 
 @pytest.mark.parametrize("zero_copy", [False, True], ids=["bytes", "views"])
