@@ -25,6 +25,26 @@ def test_the_example_in_the_readme_runs_as_printed(tmp_path: Path) -> None:
     assert done.stdout == "4008 entries, the last one LSN 4008\n"
 
 
+def programs(page: str) -> list[tuple[str, str]]:
+    """Each program of a page, with what the page says that it prints."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.S)
+
+
+PROGRAMS = [(page, at) for page in ("parallel-reading.md",) for at in range(len(programs(page)))]
+
+
+@pytest.mark.parametrize(("page", "at"), PROGRAMS)
+def test_a_program_on_a_page_prints_what_stands_below_it(page: str, at: int, tmp_path: Path) -> None:
+    program, printed = programs(page)[at]
+    script = tmp_path / "example.py"
+    script.write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", printed)
+
+
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"tools/dev\.py (\w+)", README))))
 def test_each_dev_command_in_the_readme_exists(command: str) -> None:
     done = subprocess.run(

@@ -70,6 +70,8 @@ ROWS = [
     Row("batch-lmdb-puts", "append_batch of 1,000 entries", "batch", "batch-lmdb-puts", "the same with 1,000 put"),
     Row("read-batched", "read back, appended in batches of 1,000", "read-batched", least_rate=1.5e6),
     Row("read-single", "read back, appended by single puts", "read-single"),
+    Row("map", "a function of each batch of 1 GiB, 2 workers", "map/two", "map/one", "one reader", 1.8),
+    Row("map-forked", "the same, 2 forked workers", "map/forked", "map/one", "one reader", 1.8),
     Row("writers", "put, 4 processes together, NORMAL", "writers-4", "writers-1", "1 process", 0.8),
     Row("growth", "put into a log of 1 GB", "growth/large", "growth/small", "into a log of 1 MB", 1 / 1.1),
     Row("full-8", "durable put, 8 processes, FULL", "full-8", "full-1", "1 process", 3.0),
@@ -100,6 +102,9 @@ class Figure:
 
 
 FIGURES = [
+    Figure("map-cpu", "the CPU of 2 workers and their parent over that of one reader", "map/cpu", "", "near 1"),
+    Figure("map-cpu-forked", "the same, 2 forked workers", "map/cpu-forked", "", "under 1.11"),
+    Figure("seek-p50", "a reader for one entry out of batches of 1 MB: CPU, median", "seek/p50", "us", "under 1,200"),
     Figure("rotations-p50", "put across rotations of 8 MiB segments, median", "rotations/p50", "us"),
     Figure("rotations-p99.9", "the same, 99.9th percentile", "rotations/p99.9", "us", "under 1,000"),
     Figure("rotations-bare", "the same, segments not prepared", "rotations-unprepared/p99.9", "us"),

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from time import perf_counter, perf_counter_ns, process_time
 
 import bench_peers as peers
 from bench_peers import VALUE, PutAll, Store, make_keys
-from walpool import SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
+from walpool import ReadBatch, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter, map_batches
 from walpool.write import appender, coordinator
 
 LOG = "log.wal"
@@ -252,6 +253,63 @@ def rate(count: int, work: Callable[[], None]) -> float:
 
 
 # The counts make each job last about a second or two.
+def map_in_parallel(directory: Path, scale: float) -> dict[str, float]:
+    """1 GiB in batches of 1,000: what a function gives for each, by one reader and by two workers, entries a second.
+
+    `cpu`: what all processes used together, over one reader: the cost of dividing, also on a busy machine. New
+    interpreters take 0.1 s each before they begin, forked ones nothing.
+    """
+    fill_with_batches(directory / LOG, int(scale * (1 << 30) / (BATCH_ENTRIES * 132)))
+
+    def alone() -> list[int]:
+        with WALReader(directory / LOG) as reader:
+            return list(map(bytes_of_values, reader.batches()))
+
+    def together(method: str) -> list[int]:
+        return list(map_batches(directory / LOG, bytes_of_values, workers=2, method=method))
+
+    figures: dict[str, float] = {}
+    used: dict[str, float] = {}
+    for name, work in (("one", alone), ("two", partial(together, "spawn")), ("forked", partial(together, "fork"))):
+        cpu_s, start = cpu_of_all(), perf_counter()
+        found = work()
+        figures[name] = sum(found) / len(VALUE) / (perf_counter() - start)
+        used[name] = cpu_of_all() - cpu_s
+    return {**figures, "cpu": used["two"] / used["one"], "cpu-forked": used["forked"] / used["one"]}
+
+
+def bytes_of_values(batch: ReadBatch) -> int:
+    return sum(len(entry.value) for entry in batch.entries)
+
+
+def cpu_of_all() -> float:
+    """Seconds, of this process and its children that have ended."""
+    return sum(times.ru_utime + times.ru_stime for times in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
+
+
+def seek_into_batches(directory: Path, scale: float) -> dict[str, float]:
+    """A reader made for one entry out of batches of 1 MB: us of CPU, median."""
+    entries = [WALEntry.put(bytes(16), VALUE)] * ((1 << 20) // 132)
+    count = max(2, int(600 * scale))
+    with WALWriter(directory / LOG, SyncMode.NORMAL) as writer:
+        for _ in range(count):
+            last = writer.append_batch(entries)[-1]
+    took = []
+    for lsn in range(1, last, last // 300):
+        start = process_time()
+        with WALReader(directory / LOG, lsn) as reader:
+            reader.read_entry()
+        took.append((process_time() - start) * 1e6)
+    return {"p50": statistics.median(took)}
+
+
+def fill_with_batches(log: Path, count: int) -> None:
+    batch, *_ = make_batches(0)
+    with WALWriter(log, SyncMode.NORMAL) as writer:
+        for _ in range(max(1, count)):
+            writer.append_batch(batch)
+
+
 JOBS: dict[str, Job] = {
     "put": partial(puts, walpool_normal, 200_000),
     "put-mapped": partial(puts, walpool_mapped, 400_000),
@@ -264,6 +322,8 @@ JOBS: dict[str, Job] = {
     "batch-lmdb-puts": partial(peer_batches, peers.lmdb_put_batches),
     "read-batched": read_batched,
     "read-single": read_single,
+    "map": map_in_parallel,
+    "seek": seek_into_batches,
     "writers-1": partial(crowd, walpool_normal, 1, 200_000),
     "writers-4": partial(crowd, walpool_normal, 4, 50_000),
     "growth": growth,

@@ -4,6 +4,7 @@
     WALReader                read and follow; RecoveryMode says what damage does
     WALMetrics, Snapshot     look at what the log and each writer do, from any process
     lsn_at                   the LSN with which a moment began
+    map_batches, plan        read with several processes; a log in parts, for those of your own
     copy, checkpoint         a copy that is whole, of a log in use; what is not needed any more
     core_in_use              whether the compiled core runs: `walpool doctor` says why not
     WALError                 base of all errors; each says what to do then: retry, reopen or stop
@@ -28,6 +29,7 @@ from walpool.errors import (
     Unsupported,
     UnsupportedVersion,
     WALError,
+    WorkerFailed,
 )
 from walpool.format.entry import Operation, WALEntry
 from walpool.format.header import WALHeader
@@ -35,6 +37,8 @@ from walpool.native.select import core_in_use
 from walpool.opening.recovery import RecoveryReport
 from walpool.opening.survey import Place
 from walpool.options import RecoveryMode, Retention, SyncMode
+from walpool.read.parallel import map_batches
+from walpool.read.plan import LSNRange, plan
 from walpool.read.reader import WALReader
 from walpool.read.reading import ReadBatch, ReaderStats
 from walpool.read.when import lsn_at
@@ -63,6 +67,7 @@ __all__ = [
     "Failures",
     "Histogram",
     "IOFailed",
+    "LSNRange",
     "LSNUnavailable",
     "LogBusy",
     "LogClosed",
@@ -90,10 +95,13 @@ __all__ = [
     "WALMetrics",
     "WALReader",
     "WALWriter",
+    "WorkerFailed",
     "WriterRow",
     "checkpoint",
     "copy",
     "core_in_use",
     "flush_at_signals",
     "lsn_at",
+    "map_batches",
+    "plan",
 ]

@@ -135,6 +135,30 @@ class LSNUnavailable(WALError, LookupError):
         self.first_available = first_available
 
 
+class WorkerFailed(WALError):
+    """A worker process of `map_batches` could not be started, was killed, or had a function that raised.
+
+    What the function raised is the error's cause, where it can be sent from process to process; the worker's traceback
+    stands in the error's notes.
+
+    Attributes:
+        path: of the log.
+        start, end: the LSNs of the part that was being read, `end` exclusive; what stands before it was handed on, when
+            results are in order.
+        reason: what happened, in words.
+
+    What to do: stop, and mend what the cause or the reason names. Retry, with fewer workers, when the system has killed
+    one for want of memory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], start: int, end: int, reason: str) -> None:
+        super().__init__(f"{os.fspath(path)}: {reason}")
+        self.path = os.fspath(path)
+        self.start = start
+        self.end = end
+        self.reason = reason
+
+
 class UnsupportedVersion(WALError):
     """The bytes were written by a newer walpool. They are not damaged.
 

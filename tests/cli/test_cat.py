@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from walpool import SyncMode, WALWriter
+from walpool import SyncMode, WALEntry, WALWriter
 from walpool.system.calls import calls
 
 from .conftest import Run, Start, assert_no_traceback
@@ -54,6 +54,65 @@ def test_raw_is_the_values_of_puts(run: Run, mixed: Path) -> None:
     assert run("cat", mixed, "--format", "raw").out == (
         "Ada Łovelace\n".encode() + b"line\nfeed \\ \x1b[31mred \x00\n" + b"\x80 raw\n"
     )
+
+
+def test_from_one_lsn_up_to_another(run: Run, mixed: Path) -> None:
+    for words in (
+        ("--from", "2", "--to", "4"),
+        ("--from-lsn", "2", "--to-lsn", "4"),
+        ("-f", "--from", "2", "--to", "4"),
+    ):
+        assert [line.split("\t")[0] for line in run("cat", mixed, *words).text.splitlines()] == ["2", "3"]
+    assert run("cat", mixed, "--to", "1").out == b""
+    assert run("cat", mixed, "--to", "99").out == run("cat", mixed).out
+    refused = run("cat", mixed, "--to", "2", "--until", "1s")
+    assert refused.code == 2 and refused.err.endswith("give one of them\n")
+
+
+def test_those_that_match(run: Run, mixed: Path) -> None:
+    def lsns(*words: object) -> list[int]:
+        return [int(line.split("\t")[0]) for line in run("cat", mixed, *words).text.splitlines()]
+
+    assert lsns("--match", "user:1") == [1, 4]  # in keys
+    assert lsns("--match", "^Ada .ovelace$") == [1]  # in values, by characters and not by bytes
+    assert lsns("--match", "(?i)RAW|RED") == [2, 3]
+    assert lsns("--match", "nothing") == []
+    assert lsns("--match", ".", "--from", "2", "--to", "3") == [2]
+    refused = run("cat", mixed, "--match", "(")
+    assert refused.code == 2 and "is no regular expression: missing )" in refused.err
+
+
+def test_workers_print_what_one_process_prints(run: Run, log: Path) -> None:
+    with WALWriter(log, size_limit=1 << 20) as writer:
+        for number in range(40):
+            writer.append_batch([WALEntry.put(b"%d-%d" % (number, at), bytes(1000), 1) for at in range(40)])
+    for words in ((), ("--format", "raw"), ("--json",), ("--match", "3-.$", "--from", "77", "--to", "999")):
+        assert run("cat", log, *words, "--workers", "3").out == run("cat", log, *words).out != b""
+    refused = run("cat", log, "--workers", "2", "--follow")
+    assert refused.code == 2 and refused.err.endswith("it takes one process\n")
+
+
+def test_workers_print_what_stands_before_damage(run: Run, log: Path) -> None:
+    with WALWriter(log, size_limit=1 << 20) as writer:
+        for _ in range(1000):
+            writer.put(b"key", bytes(1000), 1)
+    file = min(log.glob("*.wal"))
+    data = bytearray(file.read_bytes())
+    data[600_000] ^= 1
+    file.write_bytes(data)
+    alone, together = run("cat", log), run("cat", log, "--workers", "2")
+    assert together == alone and alone.code == 1 and alone.out
+
+
+def test_workers_end_when_nobody_reads(log: Path, start: Start) -> None:
+    with WALWriter(log) as writer:
+        for number in range(100):
+            writer.append_batch([WALEntry.put(b"key-%d" % number, bytes(1000), 1)] * 100)
+    process = start("cat", log, "--workers", "2").process
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait() == 0
 
 
 def test_from_an_lsn_on(run: Run, mixed: Path) -> None:

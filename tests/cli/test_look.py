@@ -59,6 +59,23 @@ def test_a_dump_as_json_has_the_same_rows(run: Run, golden: Path) -> None:
     assert rows[2]["first_lsn"] == 42 and rows[2]["count"] == 3 and rows[2]["bytes"] == 113
 
 
+def test_a_dump_of_a_range_has_the_frames_that_hold_it(run: Run, golden: Path, log: Path) -> None:
+    def frames(*words: object) -> list[tuple[int, int]]:
+        rows = [json.loads(line) for line in run("dump", *words, "--json").text.splitlines()]
+        return [(row["first_lsn"], row["last_lsn"]) for row in rows if row["kind"] == "frame"]
+
+    every = frames(golden)
+    for start, end in ((1, 99), (41, 42), (43, 44), (44, 46), (46, 47)):
+        wanted = [(first, last) for first, last in every if last >= start and first < end]
+        assert frames(golden, "--from", start, "--to", end) == wanted
+        assert frames(golden / GOLDEN, "--from-lsn", start, "--to-lsn", end) == wanted
+    with WALWriter(log) as writer:
+        for _ in range(3):
+            writer.put(b"key", b"value")
+            writer.rotate()
+    assert run("dump", log, "--from", "2", "--to", "3").text.count(".wal") == 1
+
+
 def test_damage_is_dumped_with_what_lies_behind_it(run: Run, golden: Path) -> None:
     flip(golden / GOLDEN, 200)
     ended = run("dump", golden)
@@ -175,6 +192,18 @@ def test_verify_of_a_whole_log(run: Run, golden: Path) -> None:
     ended = run("verify", golden)
     assert (ended.code, ended.err) == (0, "")
     assert ended.text.startswith("no damage; read 1 segments, 4 batches, 6 entries (LSN 41 to 46)")
+
+
+def test_verify_with_workers_says_the_same(run: Run, log: Path) -> None:
+    with WALWriter(log) as writer:
+        for _ in range(4):
+            writer.put(b"key", b"value")
+            writer.rotate()
+    assert run("verify", log, "--workers", "2") == run("verify", log)
+    flip(log / "00000000000000000003.wal", 100)
+    damaged = run("verify", log, "--workers", "2")
+    assert damaged == run("verify", log) and damaged.code == 1
+    assert run("verify", log, "--workers", "0").code == 2
 
 
 def test_verify_names_each_damage_and_ends_with_1(run: Run, golden: Path) -> None:

@@ -1103,6 +1103,71 @@ BUGS = [
         "place->refused",
         f"{CORE} -k does_not_know",
     ),
+    # What reading in parts shows
+    Bug(
+        "a plan of a copy ends before its damage",
+        "read/plan.py",
+        "return max(walk.lsn, stop.behind.next_lsn, stop.whole.next_lsn if stop.whole is not None else 0)",
+        "return walk.lsn",
+        "tests/read/test_plan.py -k meets_the_damage",
+    ),
+    Bug(
+        "a cut goes past the segment that it was looked for in",
+        "read/plan.py",
+        "return limit_lsn if lsn is None else min(lsn, limit_lsn)",
+        "return self.end if lsn is None else lsn",
+        "tests/read/test_plan.py -k nearly_equal",
+    ),
+    Bug(
+        "a batch with a cut inside is given by both parts",
+        "read/parallel.py",
+        "continue  # it begins in the part before",
+        "pass",
+        "tests/read/test_parallel.py -k inside_a_batch",
+    ),
+    Bug(
+        "retention does not keep what is mapped",
+        "read/parallel.py",
+        "end, pin=True)",
+        "end, pin=False)",
+        "tests/read/test_parallel.py -k not_read_yet",
+    ),
+    Bug(
+        "results come as they come",
+        "system/workers.py",
+        "if not self._ordered:",
+        "if True:",
+        "tests/read/test_parallel.py -k behind_the_results",
+    ),
+    Bug(
+        "workers are heard however much is ahead",
+        "system/workers.py",
+        "if self._held >= AHEAD_BYTES:",
+        "if False:",
+        "tests/read/test_parallel.py -k ahead_than",
+        ((" and self._held < AHEAD_BYTES:", ":"),),
+    ),
+    Bug(
+        "a reader goes on behind its end",
+        "read/reading.py",
+        "max(min(self.cursor.lsn, self.end or MAX_LSN) - self.left",
+        "max(self.cursor.lsn - self.left",
+        "tests/read/test_runs.py -k whatever_turns",
+    ),
+    Bug(
+        "a batch of a run is taken for one that was given",
+        "read/reading.py",
+        "self._run, self._left = run, -1",
+        "self._run = run",
+        "tests/read/test_runs.py -k as_long_as",
+    ),
+    Bug(
+        "of a body, what is kept begins an entry early",
+        "format/body.py",
+        "if number == skip:",
+        "if number == max(0, skip - 1):",
+        "tests/format/test_entry.py -k some_entries",
+    ),
 ]
 
 

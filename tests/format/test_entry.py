@@ -16,6 +16,7 @@ from tests.format import layout
 from walpool import CorruptLog, EntryTooLarge, Operation, UnsupportedVersion, WALEntry, WALReader, WALWriter
 from walpool.format.body import BodyError, check_body, decode_body
 from walpool.format.entry import MAX_KEY_BYTES, MAX_VALUE_BYTES, encode_entries
+from walpool.native.select import python_of
 
 ENTRIES = st.builds(
     WALEntry,
@@ -293,6 +294,20 @@ def test_a_body_comes_back_with_rising_lsns(entries: list[WALEntry], first_lsn: 
     views = decode_body(memoryview(padded), 6, 6 + len(body), count, first_lsn, views=True)
     assert views == expected
     assert all(type(entry.key) is type(entry.value) is memoryview for entry in views)
+
+
+@layout.examples(100)
+@given(BATCHES, edges.integers(0, 12), st.none() | edges.integers(0, 12), st.booleans())
+def test_of_a_body_some_entries_are_made_as_they_are_among_all(
+    entries: list[WALEntry], skip: int, keep: int | None, views: bool
+) -> None:
+    body, count, _ = encode_entries(entries)
+    every = decode_body(memoryview(body), 0, len(body), count, 5, views=views)
+    for decode in (decode_body, python_of(decode_body)):
+        found = decode(memoryview(body), 0, len(body), count, 5, skip, keep, views=views)
+        assert found == every[skip:][:keep]
+        with pytest.raises(BodyError):  # also where what is wanted would add up
+            decode(memoryview(body)[:-1], 0, len(body) - 1, count, 5, skip, keep, views=views)
 
 
 @layout.examples(200)

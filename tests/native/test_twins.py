@@ -87,7 +87,7 @@ USUAL: dict[str, list[tuple[list[Any], list[Any]]]] = {  # each argument as it s
     "check_body": [([BODY, memoryview(BODY)], ODD_BYTES), ([0], ODD_NUMBERS), ([len(BODY)], ODD_NUMBERS),
                    ([9], ODD_NUMBERS[:8])],
     "decode_body": [([BODY, bytearray(BODY)], ODD_BYTES), ([0], ODD_NUMBERS), ([len(BODY)], ODD_NUMBERS),
-                    ([9], ODD_NUMBERS[:8]), ([1], ODD_NUMBERS)],
+                    ([9], ODD_NUMBERS[:8]), ([1], ODD_NUMBERS), ([0, 3], ODD_NUMBERS), ([9, 4], ODD_NUMBERS)],
     "read_frame": [([FRAME, memoryview(bytearray(FRAME))], ODD_BYTES), ([0], ODD_NUMBERS), ([MARKER], ODD_NUMBERS),
                    ([7, 0], ODD_NUMBERS), ([len(FRAME), None], ODD_NUMBERS)],
     "read_run": [([FRAME, memoryview(bytearray(FRAME))], ODD_BYTES), ([0], ODD_NUMBERS), ([MARKER], ODD_NUMBERS),
@@ -207,6 +207,7 @@ def test_hostile_bodies_are_decoded_and_checked_alike(seed: int) -> None:
         args = held, before, before + len(body), count
         agree("check_body", *args)
         agree("decode_body", *args, chance.choice((0, 1, 1 << 40, MAX_LSN, 1 << 64)), views=chance.random() < 0.1)
+        agree("decode_body", *args, 1, chance.randrange(12), chance.choice((None, chance.randrange(12))))
         if isinstance(agree("decode_body", *args, 1)[1], str):
             refused += 1
         else:

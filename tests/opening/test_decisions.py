@@ -14,8 +14,9 @@ from walpool.cli.dump import rows as dump
 from walpool.opening.survey import survey
 from walpool.read.verdict import TABLE, Asker, Verdict, judge
 from walpool.system.files import Directory
+from walpool.upkeep.check import DAMAGE, EVIDENCE, TORN_TAIL
 from walpool.upkeep.repair import plan_repair
-from walpool.upkeep.verify import DAMAGE, EVIDENCE, TORN_TAIL, WOULD_END, verify
+from walpool.upkeep.verify import WOULD_END, verify
 
 BAD = 4  # the LSN of the batch that is damaged
 LAST = 6

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import walpool
+from tests.format import layout
 from tests.read.logs import copy_of, entries, entry_of, fill, make, read, segment_files
-from walpool import CorruptLog, LogClosed, LogNotFound, LogReplaced, LSNUnavailable, WALReader, WALWriter
+from walpool import CorruptLog, LogClosed, LogNotFound, LogReplaced, LSNUnavailable, RecoveryMode, WALReader, WALWriter
 from walpool.system.calls import calls
 
 COUNT = 40
@@ -173,3 +174,18 @@ def test_anyone_can_ask_for_the_checkpoint(log: Path) -> None:
     log.with_name("empty").mkdir()
     with pytest.raises(LogNotFound):
         walpool.checkpoint(log.with_name("empty"))
+
+
+def test_an_end_among_entries_that_are_lost_gives_none_behind_it(tmp_path: Path) -> None:
+    """SALVAGE passes over the damage, and the batch that follows begins behind the end."""
+    log = tmp_path / "log"
+    data = bytearray(layout.segment(1, [[layout.item(lsn) for lsn in range(at, at + 10)] for at in (1, 11, 21)]))
+    _, (offset, *_), _ = layout.spans(bytes(data))
+    data[offset + 60] ^= 1
+    layout.write_segments(log, {1: bytes(data)})
+    for end in range(11, 22):
+        for options in ({}, {"zero_copy": True}):
+            with WALReader(log, 9, end, mode=RecoveryMode.SALVAGE, **options) as reader:
+                assert [entry.lsn for entry in reader] == [9, 10]
+                assert reader.read_entry() is None and list(reader.follow(timeout=0)) == []
+    assert [entry.lsn for entry in read(log, start=9, end=23, mode=RecoveryMode.SALVAGE).entries] == [9, 10, 21, 22]

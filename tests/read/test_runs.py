@@ -6,14 +6,16 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from tests.format import layout
-from tests.read.logs import entries, make, segment_files
-from walpool import WALReader, WALWriter
+from tests.read.logs import entries, entry_of, make, segment_files
+from walpool import Operation, WALEntry, WALReader, WALWriter
 from walpool.shared.counters import counters_of
 
 COUNT = 40
@@ -188,3 +190,63 @@ def test_entries_from_before_the_buffer_moved_on_stay_as_they_are(tmp_path: Path
     assert [(entry.key, len(entry.value), entry.timestamp) for entry in found] == [
         (b"%d" % lsn, lsn, lsn) for lsn in range(1, 500)
     ]
+
+
+def test_a_run_as_long_as_one_that_was_given_by_batches_is_another(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    make_single = partial(layout.single, count=20)
+    with WALWriter(log) as writer, WALReader(log) as reader:
+        for first, by_batches in ((1, True), (21, False)):
+            for items in make_single(first):
+                writer.append_batch([WALEntry(Operation(items[0][0]), *items[0][1:])])
+            if by_batches:
+                batches = reader.batches()
+                assert [next(batches).first_lsn for _ in range(5)] == list(range(1, 6))
+                assert [entry.lsn for entry in reader] == list(range(6, 21))
+            else:
+                take_on = [reader.read_entry() for _ in range(5)]
+                assert take_on == entries(21, 26)
+                assert [batch.first_lsn for batch in reader.batches()] == list(range(26, 41))
+
+
+@pytest.mark.parametrize("zero_copy", [False, True], ids=["bytes", "views"])
+def test_whatever_is_asked_for_in_whatever_turns_is_what_stands_there(log: Path, zero_copy: bool, seed: int) -> None:
+    """Entries, batches, figures, the next LSN, another reader that was pickled from this one, and an end somewhere."""
+    chance = Random(seed)
+    frames = {first: count for first, count, _ in frames_of(log)}
+    with WALReader(log) as reader:
+        heads = {batch.first_lsn: (batch.appended_at, batch.writer) for batch in reader.batches()}
+    for turn in range(60):
+        start, end = chance.randint(1, COUNT), chance.randint(1, COUNT + 2)
+        reader: Any = WALReader(log, start, end, zero_copy=zero_copy)
+        lsn, read, handed = start, 0, 0
+        end = max(start, min(end, COUNT + 1))
+        for _ in range(chance.randrange(40)):
+            match chance.randrange(6):
+                case 0 | 1:
+                    entry = reader.read_entry()
+                    assert (entry == entry_of(lsn)) if lsn < end else entry is None, (seed, turn)
+                    lsn += lsn < end
+                case 2 | 3 if lsn in frames or lsn in (start, end):
+                    batch = next(reader.batches(), None)
+                    assert (batch is None) == (lsn == end), (seed, turn)
+                    if batch is not None:
+                        first = max(first for first in frames if first <= lsn)
+                        behind = min(end, first + frames[first])
+                        assert batch.entries == entries(lsn, behind), (seed, turn)
+                        assert (batch.first_lsn, batch.count) == (lsn, behind - lsn), (seed, turn)
+                        assert (batch.appended_at, batch.writer) == heads[first], (seed, turn)
+                        lsn = behind
+                case 4:
+                    stats = reader.stats
+                    assert read <= stats.entries and handed <= stats.bytes, (seed, turn)
+                    read, handed = stats.entries, stats.bytes
+                    assert lsn - start <= read <= lsn - start + 2, (seed, turn)
+                case 5:
+                    assert reader.next_lsn == lsn, (seed, turn)
+                    if chance.random() < 0.3:
+                        with reader:
+                            reader = pickle.loads(pickle.dumps(reader))
+                        start, read, handed = lsn, 0, 0
+        assert [entry.lsn for entry in reader] == list(range(lsn, end)), (seed, turn)
+        reader.close()

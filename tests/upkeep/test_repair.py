@@ -10,8 +10,9 @@ from tests.read.logs import contents, entries, entry_of, read
 from walpool import CorruptLog, LogNotFound, RecoveryMode, UnsafeLog, WALWriter
 from walpool.opening import opening
 from walpool.options import WriterOptions
+from walpool.upkeep.check import Finding
 from walpool.upkeep.repair import plan_repair, repair
-from walpool.upkeep.verify import Finding, verify
+from walpool.upkeep.verify import verify
 
 POINT, SALVAGE = RecoveryMode.POINT_IN_TIME, RecoveryMode.SALVAGE
 

@@ -12,8 +12,9 @@ from walpool import LogNotFound, RecoveryMode, UnsupportedVersion, WALReader, WA
 from walpool.options import WriterOptions
 from walpool.read.source import Source
 from walpool.shared.catalog import Segment
+from walpool.upkeep.check import DAMAGE, EVIDENCE, GAP, TORN_TAIL, Finding
 from walpool.upkeep.repair import repair
-from walpool.upkeep.verify import DAMAGE, EVIDENCE, GAP, TORN_TAIL, Finding, VerifyReport, verify
+from walpool.upkeep.verify import VerifyReport, verify
 
 COUNT = 20
 

@@ -28,6 +28,7 @@ from walpool import (
     Unsupported,
     UnsupportedVersion,
     WALError,
+    WorkerFailed,
 )
 
 EXAMPLES: list[WALError] = [
@@ -47,6 +48,7 @@ EXAMPLES: list[WALError] = [
     LogReplaced("/a/b", "another directory is there"),
     ControlUnusable("the control block is of another boot"),
     CorruptLog(Path("/a/b"), 64, 12, "the checksum does not match"),
+    WorkerFailed("/a/b", 3, 17, "worker 5 was killed by SIGKILL"),
 ]
 KINDS = {
     LogNotFound: FileNotFoundError,

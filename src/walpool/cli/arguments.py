@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from datetime import datetime
@@ -35,6 +36,17 @@ def number(least: int, most: int | None = None) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+WORKERS = number(1, 64)
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A regular expression, for text that is UTF-8, and has what is none as surrogates."""
+    try:
+        return re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
 
 
 def lsn(text: str) -> int:

@@ -47,12 +47,24 @@ class Row(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=arguments.place, metavar="LOG-OR-SEGMENT", help="a log, or one segment file")
+    parser.add_argument(
+        "--from",
+        "--from-lsn",
+        dest="start",
+        type=arguments.lsn,
+        default=1,
+        metavar="LSN",
+        help="leave out frames that end before this LSN, and segments of no others",
+    )
+    parser.add_argument(
+        "--to", "--to-lsn", dest="end", type=arguments.lsn, metavar="LSN", help="and those that begin with it or later"
+    )
 
 
 def run(args: argparse.Namespace) -> Exit:
     damaged = False
     segment = ""
-    for row in rows(args.path):
+    for row in rows(args.path, args.start, args.end):
         damaged = damaged or row.kind == "damage"
         if args.json:
             print(json.dumps({"segment": row.segment, "offset": row.offset, "kind": row.kind, **row.fields}))
@@ -64,8 +76,22 @@ def run(args: argparse.Namespace) -> Exit:
     return Exit.DIFFERENCE if damaged else Exit.OK
 
 
-def rows(path: str) -> Iterator[Row]:
-    """Every row of the log or segment file at `path`. Raises LogNotFound, UnsafeLog, UnsupportedVersion."""
+def rows(path: str, start: int = 1, end: int | None = None) -> Iterator[Row]:
+    """Every row of the log or segment file at `path`, without frames that hold no LSN from `start` up to `end`.
+
+    Raises LogNotFound, UnsafeLog, UnsupportedVersion.
+    """
+
+    def is_wanted(row: Row) -> bool:
+        last, first = row.fields.get("last_lsn"), row.fields.get("first_lsn")
+        if row.kind == "header" or not (isinstance(first, int) and isinstance(last, int)):
+            return True
+        return last >= start and (end is None or first < end)
+
+    yield from filter(is_wanted, _rows(path, start, end))
+
+
+def _rows(path: str, start: int, end: int | None) -> Iterator[Row]:
     if not is_directory(path):
         parent, name = split(path)
         with Directory(parent) as directory:
@@ -77,6 +103,8 @@ def rows(path: str) -> Iterator[Row]:
         with suppress(ControlUnusable, UnsafeLog):  # a copy, or a log of before the last reboot: the frames say it all
             control = stack.enter_context(closing(Control.attach(directory, writable=False)))
         for first_lsn, next_lsn in zip(segments, [*segments[1:], None], strict=True):
+            if (next_lsn is not None and next_lsn <= start) or (end is not None and first_lsn >= end):
+                continue
             with suppress(FileNotFoundError):  # removed by retention since the names were read
                 yield from _file_rows(directory, segment_name(first_lsn), next_lsn, control)
 

@@ -17,17 +17,21 @@ from walpool.cli import arguments
 from walpool.cli.exits import Exit, one_line
 from walpool.cli.output import amount, print_json
 from walpool.cli.progress import Progress
-from walpool.upkeep.verify import Finding, VerifyReport, verify
+from walpool.upkeep.check import Finding
+from walpool.upkeep.verify import VerifyReport, verify
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("log", type=arguments.place, metavar="LOG", help="a log, or one segment file")
+    parser.add_argument(
+        "--workers", type=arguments.WORKERS, default=1, metavar="N", help="processes that read segments (default: 1)"
+    )
 
 
 def run(args: argparse.Namespace) -> Exit:
     progress = Progress("verifying")
     try:
-        report = verify(args.log, progress.share)
+        report = verify(args.log, progress.share, args.workers)
     finally:
         progress.clear()
     if args.json:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from walpool.format.body import BodyError, check_body, decode_body
 from walpool.format.entry import Bytes, Operation, WALEntry
-from walpool.format.frame import Frame, read_frame
+from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, FRAME_REST, Frame, read_frame
 from walpool.native.select import twin
 
 RUN_BYTES = 64 << 10  # a run whose entries are made goes no further than the frame that passes this
@@ -61,6 +61,19 @@ def read_run(
         if found.count == 1:
             largest = max(largest, found.end - found.body)
     return tuple.__new__(Run, (size, count, lsn, batches, last_append_ns, durable_lsn, largest, last, entries))
+
+
+def views_of(buffer: Bytes, offset: int, run: Run) -> list[WALEntry]:
+    """The entries of a run that begins at `offset`, with keys and values that are slices of `buffer`."""
+    entries: list[WALEntry] = []
+    end, lsn = offset + run.bytes, run.next_lsn - run.count
+    while offset < end:
+        body_bytes, count, *_ = FRAME_REST.unpack_from(buffer, offset + FRAME_PREFIX.size)
+        body = offset + FRAME_BYTES
+        offset = body + body_bytes
+        entries += decode_body(buffer, body, offset, count, lsn, views=True)
+        lsn += count
+    return entries
 
 
 def run_of(frame: Frame) -> Run:

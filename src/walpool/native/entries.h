@@ -275,16 +275,25 @@ static int is_off(PyObject *kwnames, PyObject *value, const char *name)
 static PyObject *decode_body(CALL)
 {
     BodyOf of;
-    uint64_t lsn;
-    if (nargs != 5 || !is_off(kwnames, kwnames ? args[nargs] : NULL, "views") ||
-        !as_word(args[4], UINT64_MAX - UINT32_MAX, &lsn) || !take_body(args, &of))
+    uint64_t lsn, skip = 0, keep = UINT32_MAX;
+    if ((nargs != 5 && nargs != 7) || !is_off(kwnames, kwnames ? args[nargs] : NULL, "views") ||
+        !as_word(args[4], UINT64_MAX - UINT32_MAX, &lsn) ||
+        (nargs == 7 && (!as_word(args[5], UINT32_MAX, &skip) || !as_word(args[6], UINT32_MAX, &keep))) ||
+        !take_body(args, &of))
         return UNUSUAL;
+    if (skip > of.count)
+        skip = of.count;
+    if (keep > of.count - skip)
+        keep = of.count - skip;
+    const unsigned char *at = of.body;
+    for (uint64_t passed = 0; passed < skip; passed++) /* they were found to be there just now */
+        at += entry_at(at, of.size - (size_t)(at - of.body));
     PyObject *const operations[2] = {NEED(1), NEED(2)};
     Maker maker;
     int done = -1;
-    PyObject *entries = new_list(of.count);
+    PyObject *entries = new_list(keep);
     if (entries && start_making(&maker, NEED(0), 5)) {
-        done = decode_into(entries, 0, &maker, operations, of.body, of.size, of.count, lsn);
+        done = decode_into(entries, 0, &maker, operations, at, of.size - (size_t)(at - of.body), keep, lsn + skip);
         stop_making(&maker);
     }
     give_back(&of.lent);

@@ -109,6 +109,12 @@ class WALReader(Generic[B]):
         zero_copy: bool = False,
         pin: bool = False,
     ) -> None:
+        if start is not None and start != "end" and (type(start) is not int or start < 1):
+            raise ValueError(f'start must be an LSN, from 1, or "end", or None for the first entry, not {start!r}')
+        if end is not None and (type(end) is not int or end < 1):
+            raise ValueError(f"end must be an LSN, from 1, or None, not {end!r}")
+        if type(initial_capacity) is not int or initial_capacity < 1:
+            raise ValueError(f"initial_capacity must be a number of bytes, not {initial_capacity!r}")
         if since is not None:
             if start is not None:
                 raise ValueError("start and since both say where to begin: give one of them")

@@ -10,15 +10,16 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from operator import length_hint
 from typing import Any, Generic, NamedTuple, cast
 
 from walpool.errors import LogClosed
 from walpool.format.body import BodyError, decode_body
 from walpool.format.entry import B, WALEntry
-from walpool.format.frame import Frame
+from walpool.format.frame import FRAME_BYTES, FRAME_PREFIX, FRAME_REST, Frame
 from walpool.format.names import MAX_LSN
-from walpool.format.run import Run
+from walpool.format.run import Run, views_of
 from walpool.options import RecoveryMode
 from walpool.read.cursor import Cursor, Start
 from walpool.read.source import Source
@@ -88,17 +89,10 @@ class Reading(Generic[B]):
         pin: bool,
     ) -> None:
         self.closed = True
-        if start is not None and start != "end" and (type(start) is not int or start < 1):
-            raise ValueError(f'start must be an LSN, from 1, or "end", or None for the first entry, not {start!r}')
-        if end is not None and (type(end) is not int or end < 1):
-            raise ValueError(f"end must be an LSN, from 1, or None, not {end!r}")
-        if type(capacity) is not int or capacity < 1:
-            raise ValueError(f"initial_capacity must be a number of bytes, not {capacity!r}")
         self.path = os.path.abspath(os.fspath(path))
         self.end = end
         self.mode = RecoveryMode(mode)
-        self.zero_copy = zero_copy
-        self.pinned = pin
+        self.zero_copy, self.pinned = zero_copy, pin
         self.window = FrameWindow(capacity)
         self._open(start)
         reopen_after_fork(self)
@@ -106,6 +100,10 @@ class Reading(Generic[B]):
         self.frame: Frame  # the last one decoded
         self.pending: Iterator[WALEntry[B]] = iter(())  # what is left of the batch, or the run, in hand
         self._run: Run | None = None  # in hand: several batches
+        self._at = self._left = (
+            0  # of a run that is given batch by batch: where in the window the next one is, and `left`
+        )
+        self.whole = True  # the batch that was given last is all of its frame
         self._idle = False  # the last look gave nothing
         self.entries = self.batches = self.bytes = 0
 
@@ -130,17 +128,19 @@ class Reading(Generic[B]):
         """The entries of the batches that come next; empty where one by one has to be looked at."""
         self._run = None
         cursor = self.cursor
-        extent = None if self.closed or self.zero_copy else cursor.ahead
+        extent = None if self.closed else cursor.ahead
         if extent is None:
             return []
         ends = (extent.limit_lsn, self.end, None if last_lsn is None else last_lsn + 1)
         end_lsn = min((end for end in ends if end is not None), default=MAX_LSN)
-        run = self.window.next_run(cursor.lsn, extent.limit, end_lsn, True)
+        run = self.window.next_run(cursor.lsn, extent.limit, end_lsn, not self.zero_copy)
         if run is None:
             return []
+        if self.zero_copy:
+            run = run._replace(entries=views_of(self.window.data, self.window.place_of(run), run))
         cursor.lsn, cursor.last = run.next_lsn, run.last
         if run.batches > 1:
-            self._run = run
+            self._run, self._left = run, -1  # no batch of it was given as one
         self._idle = False
         self.entries += run.count
         self.batches += run.batches
@@ -178,8 +178,28 @@ class Reading(Generic[B]):
 
     def next_batch(self) -> ReadBatch[B] | None:
         """All of the next batch; None where reading ends for now."""
-        self._split()
-        entries = self.next_entries(None, to_keep=True)
+        left = self.left
+        if self._run is None or not left or left != self._left:
+            if left:
+                self._split()
+            self._run = None
+            entries = [] if self.left or self.zero_copy else self._next_run(None)
+            if self._run is None:
+                return self._one_batch(entries)
+            self.pending, self._at = iter(entries), self.window.place_of(self._run) + FRAME_PREFIX.size
+        body_bytes, count, lsn, appended_at, _, _, _, writer = FRAME_REST.unpack_from(self.window.data, self._at)
+        self._at += FRAME_BYTES + body_bytes
+        batch = tuple.__new__(ReadBatch, (lsn, count, appended_at, writer, list(islice(self.pending, count))))
+        self._left, self.whole = self.left, True
+        self.count(self._left)
+        return cast("ReadBatch[B]", batch)
+
+    def _one_batch(self, entries: list[WALEntry[B]]) -> ReadBatch[B] | None:
+        """Of a run of one frame, or of the frame that comes next."""
+        if entries:
+            self.frame, self.whole = cast("Frame", self.cursor.last), True
+        else:
+            entries = self.next_entries(None, to_keep=True)
         if not entries:
             return None
         self.count()
@@ -204,7 +224,7 @@ class Reading(Generic[B]):
         if self.closed:
             self.check_open()
         cursor = self.cursor
-        if self.end is not None and cursor.unread_lsn >= self.end:
+        if self.is_over:
             return []
         while True:
             if last_lsn is not None and cursor.unread_lsn > last_lsn:
@@ -222,6 +242,9 @@ class Reading(Generic[B]):
             if last_lsn is not None and first_lsn + count - 1 > last_lsn:
                 cursor.put_back(frame)  # no sync ends inside a batch: whoever says so is damaged
                 return []
+            if self.end is not None and first_lsn >= self.end:
+                cursor.put_back(frame)  # SALVAGE has skipped what was wanted
+                return []
             self.frame = frame
             if frame.flags:
                 assert cursor.segment is not None
@@ -230,14 +253,14 @@ class Reading(Generic[B]):
                 data, body, end = self.window.data, frame.body, frame.end
                 if to_keep and self.zero_copy:
                     data, body, end = memoryview(bytes(data[body:end])), 0, end - body
-                entries = decode_body(data, body, end, count, first_lsn, views=self.zero_copy)
+                skip = max(0, start - first_lsn)
+                keep = (count if self.end is None else min(count, self.end - first_lsn)) - skip
+                self.whole = keep == count
+                wanted = () if self.whole else (skip, keep)
+                entries = decode_body(data, body, end, count, first_lsn, *wanted, views=self.zero_copy)
             except BodyError as error:
                 cursor.pass_body(frame, error.reason)
                 continue
-            if self.end is not None and first_lsn + count > self.end:
-                del entries[self.end - first_lsn :]
-            if first_lsn < start:
-                del entries[: start - first_lsn]
             self._idle = False
             self.entries += len(entries)
             self.batches += 1
@@ -300,7 +323,7 @@ class Reading(Generic[B]):
 
     @property
     def next_lsn(self) -> int:
-        return max(self.cursor.lsn - self.left, self.cursor.start)
+        return max(min(self.cursor.lsn, self.end or MAX_LSN) - self.left, self.cursor.start)  # an end may cut a batch
 
     def place(self) -> int | None:
         """Where another reader goes on: None for one that began with the first entry and has read nothing."""

@@ -14,7 +14,8 @@ from walpool.shared.catalog import Segment
 
 PROBE_BYTES = 1 << 16
 FALSE_MARKERS = 64  # in one probe; then the bytes are hostile, and reading from the start is no worse
-STEPS = 3  # from a frame to the next, before a probe that goes further
+STEPS = 3  # from a frame to the next, before a probe that goes further,
+STEP_BYTES = 1 << 14  # and one more for so many bytes of a frame: a probe searches half of one, which takes as long
 
 
 class Head(NamedTuple):
@@ -51,7 +52,7 @@ def last_head(
     turn = 0
     while True:
         turn += 1
-        for _ in range(STEPS):
+        for _ in range(STEPS + (best.end - best.offset) // STEP_BYTES):
             following = _head(segment, best.end, limit)
             if following is None or key(following) > most:
                 return best
@@ -63,7 +64,7 @@ def last_head(
         if turn % 2 == 0 and key(best) > key(first):
             even = best.offset + (most - key(best)) * (best.offset - first.offset) // (key(best) - key(first))
             at = min(max(low, even - PROBE_BYTES), high - PROBE_BYTES)
-        found = _first_head(segment, at, high, limit)
+        found = first_head(segment, at, high, limit)
         if found is None or key(found) > most:
             high = at
         elif found.first_lsn < best.first_lsn:
@@ -88,7 +89,7 @@ def _head(segment: Segment, offset: int, limit: int) -> Head | None:
     return Head(offset, end, first_lsn, appended_at)
 
 
-def _first_head(segment: Segment, start: int, end: int, limit: int) -> Head | None:
+def first_head(segment: Segment, start: int, end: int, limit: int) -> Head | None:
     """The first that starts in [start, end) and has another, the end, or zeros behind it."""
     needle = segment.header.marker.to_bytes(4, "little")
     tries = 0

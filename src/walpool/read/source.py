@@ -78,6 +78,11 @@ class Source:
         """Of what was asked for: the log's directory, or the segment file."""
         return self.directory.join(self._name) if self._name else self.directory.path
 
+    @property
+    def id(self) -> bytes | None:
+        """The log's, where it is known."""
+        return self._id
+
     def look_for_control(self) -> None:
         """Attach the control block that is in force now, if any: it may have appeared or been replaced."""
         old = self.control

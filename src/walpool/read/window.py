@@ -89,13 +89,16 @@ class FrameWindow:
             if not self._fill(found.needed, limit):
                 return None
 
+    def place_of(self, run: Run) -> int:
+        """Where a run that `next_run` gave just now begins, in `data`."""
+        return self._at - run.bytes
+
     def split(self, run: Run, lsn: int) -> tuple[Frame, int, int]:
         """Stay behind the frame of `run`, which `next_run` gave just now, that has the entry `lsn`.
 
         That frame, and how many frames and bytes of the run are behind it: they are before us again.
         """
-        end, batches = self._at, run.batches
-        at = end - run.bytes
+        end, at, batches = self._at, self.place_of(run), run.batches
         while True:
             found = read_frame(self.data, at, self._marker, 0)
             assert isinstance(found, Frame), "it was one just now"

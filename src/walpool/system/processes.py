@@ -119,6 +119,13 @@ except UnsafeLog:
     pass
 
 
+def cores() -> int:
+    """How many this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def most_open_files() -> int:
     """How many descriptors this process may have."""
     import resource

@@ -107,5 +107,13 @@ def ignore_all() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
+def leave_to_parent() -> None:
+    """For a worker: Ctrl-C and the end of the terminal are its parent's to answer, which ends it by SIGTERM."""
+    for number in STAY_IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
 def _interrupt(number: int) -> None:
     raise KeyboardInterrupt
