@@ -188,11 +188,11 @@ class Directory(Descriptor):
             return None
         return "another directory is there" if stat.S_ISDIR(found.st_mode) else "something else is there"
 
-    def again(self) -> "Directory":
-        """The same directory, through a descriptor of its own. An OSError passes."""
+    def again(self, name: str = ".") -> "Directory":
+        """The same directory, or one in it, through a descriptor of its own. An OSError passes."""
         mine = Directory.__new__(Directory)
-        Descriptor.__init__(mine, self.path)
-        mine._open(".", READ | os.O_DIRECTORY, dir_fd=self.fd)
+        Descriptor.__init__(mine, self.path if name == "." else self.join(name))
+        mine._open(name, READ | os.O_DIRECTORY, dir_fd=self.fd)
         mine.stat = calls.fstat(mine.fd)
         mine.is_moving = False
         return mine
