@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools import format_doc
-from walpool.shared.figures.fields import OF_LOG, OF_ROW, OF_WRITER, Figure, Kind
+from walpool.shared.figures.fields import OF_CURSOR, OF_LOG, OF_ROW, OF_WRITER, Figure, Kind
 from walpool.shared.figures.histogram import BUCKETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +71,12 @@ def words() -> str:
     return table("word", "name", "kind", "unit", "what it counts", rows=(row(*line) for line in in_order))
 
 
-TABLES = {"the log": figures(OF_LOG, {}), "each writer": figures(OF_WRITER, OF_LOG), "a row": words()}
+TABLES = {
+    "the log": figures(OF_LOG, {}),
+    "each writer": figures(OF_WRITER, OF_LOG),
+    "each cursor": figures(OF_CURSOR, {}),
+    "a row": words(),
+}
 
 
 @pytest.mark.parametrize("wanted", TABLES.values(), ids=TABLES)

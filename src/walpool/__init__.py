@@ -38,7 +38,7 @@ from walpool.read.reader import WALReader
 from walpool.read.reading import ReadBatch, ReaderStats
 from walpool.read.when import lsn_at
 from walpool.shared.control import ControlUnusable
-from walpool.shared.figures.fields import Failures, ReaderRow, WriterRow
+from walpool.shared.figures.fields import CursorRow, Failures, ReaderRow, WriterRow
 from walpool.shared.figures.histogram import Histogram
 from walpool.shared.figures.snapshot import Delta, Snapshot
 from walpool.shared.metrics import WALMetrics
@@ -57,6 +57,7 @@ __all__ = [
     "ControlUnusable",
     "CopyReport",
     "CorruptLog",
+    "CursorRow",
     "Delta",
     "EntryTooLarge",
     "Failures",
