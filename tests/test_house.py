@@ -11,7 +11,8 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "walpool"
 # Each may import itself and those before it.
-ROOMS = ["native", "format", "system", "shared", "read", "opening", "upkeep", "staging", "write", "integrations", "cli"]
+ROOMS = ["native", "format", "system", "shared", "read", "opening", "upkeep", "staging", "write", "consume",
+         "integrations", "cli"]  # fmt: skip
 LEAVES = ["errors", "options"]  # anyone may import them
 STRANGERS = [("write", "read"), ("read", "write")]  # never, in either direction
 

@@ -176,10 +176,10 @@ class Reading(Generic[B]):
         self.count(self.left)
         return entry
 
-    def next_batch(self) -> ReadBatch[B] | None:
-        """All of the next batch; None where reading ends for now."""
+    def next_batch(self, last_lsn: int | None = None) -> ReadBatch[B] | None:
+        """All of the next batch, unless it ends past `last_lsn`; None where reading ends for now."""
         self._split()
-        entries = self.next_entries(None, to_keep=True)
+        entries = self.next_entries(last_lsn, to_keep=True)
         if not entries:
             return None
         self.count()
