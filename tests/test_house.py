@@ -31,7 +31,7 @@ CLI_MODULES = {"signal", "subprocess", "sys", "sysconfig", "select", "io", "temp
 LONG_FILES: set[str] = set()  # over 350 lines, and known to be: one object with one idea
 MOST_LINES = 350
 # A file a command, one a thing that the machine has, and one a way of reading; else 12.
-MOST_FILES = {"cli": 19, "shared": 13, "system": 16, "read": 15}
+MOST_FILES = {"cli": 20, "shared": 13, "system": 16, "read": 15}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 IDS = [str(file.relative_to(SOURCE)) for file in FILES]
