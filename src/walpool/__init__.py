@@ -3,7 +3,7 @@
     WALWriter, Batch         append; SyncMode says what an append has survived, Retention what may go
     WALReader                read and follow; RecoveryMode says what damage does
     WALMetrics, Snapshot     look at what the log and each writer do, from any process
-    Cursor                   what a consumer has done with, by name
+    Cursor, CursorGroup      what consumers have done with, by name
     lsn_at                   the LSN with which a moment began
     copy, checkpoint         a copy that is whole, of a log in use; what is not needed any more
     core_in_use              whether the compiled core runs: `walpool doctor` says why not
@@ -14,6 +14,7 @@ walpool.integrations. README.md has a program, docs/durability.md what survives 
 """
 
 from walpool.consume.cursor import Cursor
+from walpool.consume.group import CursorGroup
 from walpool.errors import (
     BatchTooLarge,
     CorruptLog,
@@ -60,6 +61,7 @@ __all__ = [
     "CopyReport",
     "CorruptLog",
     "Cursor",
+    "CursorGroup",
     "CursorRow",
     "Delta",
     "EntryTooLarge",
