@@ -38,6 +38,15 @@ def test_each_page_the_readme_links_to_exists(page: str) -> None:
     assert (ROOT / page).read_bytes().strip()
 
 
+@pytest.mark.parametrize("page", ["cursors"])
+def test_the_programs_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another, as a reader would try them."""
+    monkeypatch.chdir(tmp_path)
+    programs = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
+    assert programs
+    exec(compile("\n".join(programs), page, "exec"), {})
+
+
 def test_the_format_page_is_what_the_code_says() -> None:
     assert format_doc.PAGE.read_text() == format_doc.render(), "run python tools/format_doc.py"
 
