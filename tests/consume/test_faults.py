@@ -29,7 +29,7 @@ OPTIONS = WriterOptions(lock_timeout=5)
 LIMIT = 700
 BEGUN, DONE, SYNCED = 1, 2, 3  # of a commit
 Tell = Callable[[int, int], object]
-each_step = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])  # from a call to the next
+each_step = pytest.mark.parametrize("step", [9, pytest.param(4, marks=pytest.mark.slow)])  # from a call to the next
 
 
 def consume(log: Path, tell: Tell) -> None:

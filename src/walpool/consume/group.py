@@ -25,7 +25,7 @@ MOST_MEMBERS = 1024
 class _Hand:
     """Entries in hand. No generator: a caller who stops would end it, and with it what is left."""
 
-    def __init__(self, feed: "Shares", entries: list[WALEntry[bytes]], last_lsn: int) -> None:
+    def __init__(self, feed: "Shares", entries: list[tuple[WALEntry[bytes], int]], last_lsn: int) -> None:
         self._feed = feed
         self._entries = iter(entries)
         self._last_lsn = last_lsn
@@ -34,15 +34,17 @@ class _Hand:
         return self
 
     def __next__(self) -> WALEntry[bytes]:
-        feed = self._feed
-        for entry in self._entries:
-            if not feed.goes_on():
+        parts = self._feed.parts
+        for entry, number in self._entries:
+            if clock.monotonic() >= parts.look_at and not self._feed.goes_on():
                 break
-            if feed.takes(entry):
+            part = parts.held.get(number)
+            if part is not None and entry.lsn >= part.next_lsn and not part.leaving:
+                part.next_lsn, part.handed_lsn = entry.lsn + 1, entry.lsn
                 return entry
         else:
             if self._last_lsn:
-                feed.parts.passed(self._last_lsn)
+                parts.passed(self._last_lsn)
         self.drop()
         raise StopIteration
 
@@ -78,18 +80,8 @@ class Shares(Feed[WALEntry[bytes]]):
 
     def goes_on(self) -> bool:
         """Whether what is in hand is still what comes next."""
-        if clock.monotonic() < self.parts.look_at:
-            return True
         before = self.reading
         return self.alone(self._look_around) and self.reading is before
-
-    def takes(self, entry: WALEntry[bytes]) -> bool:
-        """Whether the entry is handed out: noted then."""
-        part = self.parts.held.get(crc32c(entry.key) % self._members)
-        if part is None or part.leaving or entry.lsn < part.next_lsn:
-            return False
-        part.next_lsn, part.handed_lsn = entry.lsn + 1, entry.lsn
-        return True
 
     def take(self) -> bool:
         while self._look_around():
@@ -100,7 +92,8 @@ class Shares(Feed[WALEntry[bytes]]):
             if not taken:
                 return False
             members, held = self._members, self.parts.held
-            mine = [entry for entry in entries if crc32c(entry.key) % members in held]
+            numbers = [crc32c(entry.key) % members for entry in entries]
+            mine = [each for each in zip(entries, numbers, strict=True) if each[1] in held]
             if mine:
                 self.pending = _Hand(self, mine, entries[-1].lsn)
                 return True
