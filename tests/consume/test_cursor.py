@@ -627,6 +627,22 @@ def test_files_that_could_lead_elsewhere_are_refused(writer: WALWriter, log: Pat
     assert not list((tmp_path / "folder").iterdir())
 
 
+def test_a_folder_that_anyone_may_write_to_is_refused_by_who_commits(
+    writer: WALWriter, log: Path, tmp_path: Path
+) -> None:
+    """Who only reads may meet such a one: media without modes show every folder so."""
+    fill(writer, 2)
+    Cursor(log, "etl").close()
+    for place in (log / CURSORS, log / CURSORS / "etl"):
+        before = place.stat().st_mode
+        place.chmod(before | 0o002)
+        with pytest.raises(UnsafeLog, match="chmod o-w"):
+            Cursor(log, "etl")
+        assert len(writer.metrics.snapshot().cursors) == 1
+        walpool.copy(log, tmp_path / f"copy of {place.name}")
+        place.chmod(before)
+
+
 def test_files_have_the_mode_of_the_log(log: Path) -> None:
     with WALWriter(log, mode=0o640) as writer:
         fill(writer, 1)

@@ -158,7 +158,7 @@ def cut_back(fd: int, size: int) -> bool:
 class Directory(Descriptor):
     """An open directory; every name in it is looked up through its descriptor."""
 
-    _ours = False  # set once we are to write here: then files that anyone may write are refused, too
+    is_ours = False  # set once we are to write here: then files that anyone may write are refused, too
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises LogNotFound when nothing is there, UnsafeLog when it is not a directory or a symlink."""
@@ -249,7 +249,9 @@ class Directory(Descriptor):
                 f" nor to the directory's owner ({self.stat.st_uid}), nor to a group that the directory is shared with:"
                 " write as one user, or make the log with mode=0o660 in a group of all that write to it",
             )
-        if self._ours and found.st_mode & stat.S_IWOTH:  # a reader may meet it: media without modes show every file so
+        if (
+            self.is_ours and found.st_mode & stat.S_IWOTH
+        ):  # a reader may meet it: media without modes show every file so
             raise UnsafeLog(path, "refused: anyone can write to the file; take that permission away (chmod o-w)")
 
     def _give_to_group(self, file: File) -> None:
@@ -337,4 +339,4 @@ class Directory(Descriptor):
             )
         if self.stat.st_mode & stat.S_IWOTH:
             raise UnsafeLog(self.path, "anyone can write to the directory; take that permission away (chmod o-w)")
-        self._ours = True
+        self.is_ours = True

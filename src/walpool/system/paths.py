@@ -119,9 +119,10 @@ def subdirectory(directory: Directory, name: str) -> Directory:
             f"refused: the directory belongs to user {found.stat.st_uid}, and neither to this process (user"
             f" {os.geteuid()}) nor to the log's owner ({directory.stat.st_uid})",
         )
-    if found.stat.st_mode & stat.S_IWOTH:
+    if directory.is_ours and found.stat.st_mode & stat.S_IWOTH:
         found.close()
         raise UnsafeLog(path, "refused: anyone can write to the directory; take that permission away (chmod o-w)")
+    found.is_ours = directory.is_ours
     return found
 
 
