@@ -26,13 +26,18 @@ logger = logging.getLogger("walpool")
 
 
 class Consumer:
-    def __init__(self, path: str, lock_timeout: float | None) -> None:
+    def __init__(self, path: str, lock_timeout: float | None, allow_network_fs: bool) -> None:
         """Nothing is open yet but what names are waited for with. Raises LogNotFound, UnsafeLog."""
         self.path = path
         self.directory = require_log(path)  # a writer would make what is not there
         try:
             self.directory.check_ours()
-            self.options = WriterOptions(lock_timeout=lock_timeout, mode=self.directory.mode_of_files(), metrics=False)
+            self.options = WriterOptions(
+                lock_timeout=lock_timeout,
+                mode=self.directory.mode_of_files(),
+                metrics=False,
+                allow_network_fs=allow_network_fs,
+            )
             self.owners = Owners(self.directory)
         except BaseException:
             self.directory.close()

@@ -52,6 +52,7 @@ class Cursor(Life[_Open]):
         path: the log's directory.
         name: 1 to 64 of A-Z a-z 0-9 . _ -
         lock_timeout (default None): seconds to wait for whoever has it open, and for other locks; None waits for ever.
+        allow_network_fs (default False): as for a writer.
 
     Raises:
         TypeError, ValueError: for what is no name.
@@ -65,8 +66,15 @@ class Cursor(Life[_Open]):
 
     _committed: Committed | None = None  # also once it is closed
 
-    def __init__(self, path: str | os.PathLike[str], name: str, *, lock_timeout: float | None = None) -> None:
-        self._prepare(os.path.abspath(os.fspath(path)), check_name(name), lock_timeout)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        name: str,
+        *,
+        lock_timeout: float | None = None,
+        allow_network_fs: bool = False,
+    ) -> None:
+        self._prepare(os.path.abspath(os.fspath(path)), check_name(name), lock_timeout, allow_network_fs)
         self._opened()
 
     def _open_in(self, consumer: Consumer) -> _Open:
@@ -182,13 +190,13 @@ class Cursor(Life[_Open]):
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _unpickle, (self._path, self._name, self._lock_timeout)
+        return _unpickle, (self._path, self._name, self._lock_timeout, self._allow_network_fs)
 
     def __repr__(self) -> str:
         return f"<Cursor {self._name} of {self._path} {'closed' if self._closed else f'at LSN {self.position}'}>"
 
 
-def _unpickle(path: str, name: str, lock_timeout: float | None) -> Cursor:
+def _unpickle(path: str, name: str, lock_timeout: float | None, allow_network_fs: bool) -> Cursor:
     cursor = Cursor.__new__(Cursor)
-    cursor._prepare(path, name, lock_timeout)
+    cursor._prepare(path, name, lock_timeout, allow_network_fs)
     return cursor

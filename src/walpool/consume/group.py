@@ -151,6 +151,7 @@ class CursorGroup(Life[_Open]):
         members: from 1 to 1,024, and the same for all of them; as many parts there are.
         lock_timeout (default None): seconds to wait for a place, when all members are there, and for locks; None waits
             for ever.
+        allow_network_fs (default False): as for a writer.
 
     Raises:
         TypeError, ValueError: for what is no name or number; or the group has another number of members.
@@ -161,14 +162,20 @@ class CursorGroup(Life[_Open]):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], name: str, members: int, *, lock_timeout: float | None = None
+        self,
+        path: str | os.PathLike[str],
+        name: str,
+        members: int,
+        *,
+        lock_timeout: float | None = None,
+        allow_network_fs: bool = False,
     ) -> None:
         if type(members) is not int:
             raise TypeError(f"members must be an int, not {type(members).__name__}")
         if not 1 <= members <= MOST_MEMBERS:
             raise ValueError(f"members must be from 1 to {MOST_MEMBERS}, not {members}")
         self._members = members
-        self._prepare(os.path.abspath(os.fspath(path)), check_name(name), lock_timeout)
+        self._prepare(os.path.abspath(os.fspath(path)), check_name(name), lock_timeout, allow_network_fs)
         self._opened()
 
     def _open_in(self, consumer: Consumer) -> _Open:
@@ -290,7 +297,7 @@ class CursorGroup(Life[_Open]):
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _unpickle, (self._path, self._name, self._members, self._lock_timeout)
+        return _unpickle, (self._path, self._name, self._members, self._lock_timeout, self._allow_network_fs)
 
     def __repr__(self) -> str:
         return (
@@ -298,8 +305,8 @@ class CursorGroup(Life[_Open]):
         )
 
 
-def _unpickle(path: str, name: str, members: int, lock_timeout: float | None) -> CursorGroup:
+def _unpickle(path: str, name: str, members: int, lock_timeout: float | None, allow_network_fs: bool) -> CursorGroup:
     group = CursorGroup.__new__(CursorGroup)
     group._members = members
-    group._prepare(path, name, lock_timeout)
+    group._prepare(path, name, lock_timeout, allow_network_fs)
     return group

@@ -33,10 +33,11 @@ Opened = TypeVar("Opened", bound=Open)
 
 
 class Life(ABC, Generic[Opened]):
-    def _prepare(self, path: str, name: str, lock_timeout: float | None) -> None:
+    def _prepare(self, path: str, name: str, lock_timeout: float | None, allow_network_fs: bool) -> None:
         self._path = path
         self._name = name
         self._lock_timeout = lock_timeout
+        self._allow_network_fs = allow_network_fs
         self._mutex = mutex()  # of who commits, opens or closes
         self._open: Opened | None = None
         self._closed = self._is_child = False
@@ -64,7 +65,7 @@ class Life(ABC, Generic[Opened]):
     def _open_now(self, consumers: list[Consumer]) -> Opened:
         self._check_open()
         if self._open is None:
-            consumers.append(Consumer(self._path, self._lock_timeout))
+            consumers.append(Consumer(self._path, self._lock_timeout, self._allow_network_fs))
             self._open = self._open_in(consumers[0])
         return self._open
 
