@@ -96,6 +96,19 @@ def test_a_part_is_let_go_of_once_what_was_handed_out_of_it_is_committed(writer:
             assert sorted(handed + rest + others) == [*range(1, 121)], "each to one of them"
 
 
+def test_what_a_member_had_in_hand_when_it_left_comes_again(writer: WALWriter, log: Path) -> None:
+    """To one that has read past it."""
+    with CursorGroup(log, "etl", 2) as first:
+        with CursorGroup(log, "etl", 2) as second:
+            look_again()
+            taken(first), taken(second)
+            fill(writer, 120)
+            ours, theirs = taken(first), taken(second, commit=False)
+            assert sorted(ours + theirs) == [*range(1, 121)] and theirs
+        look_again()
+        assert taken(first) == theirs
+
+
 def test_the_parts_of_a_member_that_leaves_are_served_by_the_others(writer: WALWriter, log: Path) -> None:
     fill(writer, 60)
     groups = [CursorGroup(log, "etl", 3) for _ in range(3)]
