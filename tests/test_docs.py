@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools import format_doc
-from walpool.shared.figures.fields import OF_LOG, OF_ROW, OF_WRITER, Figure, Kind
+from walpool.shared.figures.fields import OF_CURSOR, OF_LOG, OF_ROW, OF_WRITER, Figure, Kind
 from walpool.shared.figures.histogram import BUCKETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +58,15 @@ def test_each_page_the_readme_links_to_exists(page: str) -> None:
     assert (ROOT / page).read_bytes().strip()
 
 
+@pytest.mark.parametrize("page", ["cursors"])
+def test_the_programs_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another, as a reader would try them."""
+    monkeypatch.chdir(tmp_path)
+    programs = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
+    assert programs
+    exec(compile("\n".join(programs), page, "exec"), {})
+
+
 def test_the_format_page_is_what_the_code_says() -> None:
     assert format_doc.PAGE.read_text() == format_doc.render(), "run python tools/format_doc.py"
 
@@ -91,7 +100,12 @@ def words() -> str:
     return table("word", "name", "kind", "unit", "what it counts", rows=(row(*line) for line in in_order))
 
 
-TABLES = {"the log": figures(OF_LOG, {}), "each writer": figures(OF_WRITER, OF_LOG), "a row": words()}
+TABLES = {
+    "the log": figures(OF_LOG, {}),
+    "each writer": figures(OF_WRITER, OF_LOG),
+    "each cursor": figures(OF_CURSOR, {}),
+    "a row": words(),
+}
 
 
 @pytest.mark.parametrize("wanted", TABLES.values(), ids=TABLES)

@@ -10,7 +10,7 @@ import pytest
 from tests.matrix import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-COUNTS = {"K": 7, "F": 3, "P": 5, "E": 8, "C": 5, "S": 7, "R": 2, "L": 3}
+COUNTS = {"K": 7, "F": 3, "P": 5, "E": 8, "C": 5, "S": 7, "N": 3, "R": 2, "L": 3}
 
 
 def test_every_fault_has_its_row() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 from collections import deque
@@ -22,7 +23,17 @@ from time import perf_counter, perf_counter_ns, process_time
 
 import bench_peers as peers
 from bench_peers import VALUE, PutAll, Store, make_keys
-from walpool import ReadBatch, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter, map_batches
+from walpool import (
+    Cursor,
+    CursorGroup,
+    ReadBatch,
+    SyncMode,
+    WALEntry,
+    WALMetrics,
+    WALReader,
+    WALWriter,
+    map_batches,
+)
 from walpool.write import appender, coordinator
 
 LOG = "log.wal"
@@ -151,6 +162,45 @@ def read_back(directory: Path, count: int) -> float:
     return entries_per_s
 
 
+def follow(directory: Path, scale: float) -> dict[str, float]:
+    """A cursor, and a group of one member, beside a plain reader: in turns, from a log that is durable."""
+    batches = make_batches(int(500 * scale))
+    count = len(batches) * BATCH_ENTRIES
+    with WALWriter(directory / LOG, SyncMode.NORMAL) as writer:
+        for batch in batches:
+            writer.append_batch(batch)
+        writer.sync()
+    rates: dict[str, list[float]] = {"read": [], "follow": [], "group": []}
+    for turn in range(3):
+        rates["read"].append(read_back(directory, count))
+        with Cursor(directory / LOG, f"cursor-{turn}") as cursor:
+            rates["follow"].append(rate(count, lambda: deque(cursor.follow(timeout=0), 0)))
+        with CursorGroup(directory / LOG, f"group-{turn}", 4) as group:
+            rates["group"].append(rate(count, lambda: deque(group.follow(timeout=0), 0)))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def commits(directory: Path, scale: float) -> dict[str, float]:
+    count = int(4_000 * scale)
+    with WALWriter(directory / LOG, SyncMode.NORMAL) as writer:
+        writer.append_batch([WALEntry.put(b"key", b"")] * (2 * count))
+        writer.sync()
+    with Cursor(directory / LOG, "cursor") as cursor:
+        synced = rate(count, lambda: [cursor.commit(lsn) for lsn in range(1, count + 1)])
+        unsynced = rate(count, lambda: [cursor.commit(lsn, sync=False) for lsn in range(count + 1, 2 * count + 1)])
+    with (directory / "plain").open("wb", buffering=0) as file:
+        file.write(bytes(64))
+        os.fsync(file.fileno())
+
+        def write() -> None:
+            for _ in range(count):
+                os.pwrite(file.fileno(), bytes(32), 0)
+                os.fdatasync(file.fileno())
+
+        plain = rate(count, write)
+    return {"synced": synced, "unsynced": unsynced, "plain": plain}
+
+
 def growth(directory: Path, scale: float) -> dict[str, float]:
     """Puts into a log of 1 MB and into one of 1 GB, in turns; the median of many short blocks of each."""
     with (
@@ -244,7 +294,7 @@ def make_batches(count: int) -> list[list[WALEntry]]:
     return [entries[at : at + BATCH_ENTRIES] for at in range(0, len(entries), BATCH_ENTRIES)]
 
 
-def rate(count: int, work: Callable[[], None]) -> float:
+def rate(count: int, work: Callable[[], object]) -> float:
     gc.collect()
     gc.freeze()
     start = perf_counter()
@@ -322,6 +372,8 @@ JOBS: dict[str, Job] = {
     "batch-lmdb-puts": partial(peer_batches, peers.lmdb_put_batches),
     "read-batched": read_batched,
     "read-single": read_single,
+    "cursor": follow,
+    "commits": commits,
     "map": map_in_parallel,
     "seek": seek_into_batches,
     "writers-1": partial(crowd, walpool_normal, 1, 200_000),

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ("header", "frames", "search", "entry", "body", "checkpoint", "mark", "control", "rows", "segment")
+TARGETS = ("header", "frames", "search", "entry", "body", "checkpoint", "cursor", "mark", "control", "rows", "segment")
 SLOWER = {"rows": 10, "segment": 100}  # how many times, than the others
 SEEDS = 24  # of a corpus
 MOST_BYTES = 1 << 14  # of an input; rows and control blocks, which have one size, take more

@@ -3,6 +3,7 @@
     WALWriter, Batch         append; SyncMode says what an append has survived, Retention what may go
     WALReader                read and follow; RecoveryMode says what damage does
     WALMetrics, Snapshot     look at what the log and each writer do, from any process
+    Cursor, CursorGroup      what consumers have done with, by name
     lsn_at                   the LSN with which a moment began
     map_batches, plan        read with several processes; a log in parts, for those of your own
     copy, checkpoint         a copy that is whole, of a log in use; what is not needed any more
@@ -13,6 +14,8 @@ What is public is listed in `walpool.__all__`, and explains itself. The packages
 walpool.integrations. README.md has a program, docs/durability.md what survives what.
 """
 
+from walpool.consume.cursor import Cursor
+from walpool.consume.group import CursorGroup
 from walpool.errors import (
     BatchTooLarge,
     CorruptLog,
@@ -43,7 +46,7 @@ from walpool.read.reader import WALReader
 from walpool.read.reading import ReadBatch, ReaderStats
 from walpool.read.when import lsn_at
 from walpool.shared.control import ControlUnusable
-from walpool.shared.figures.fields import Failures, ReaderRow, WriterRow
+from walpool.shared.figures.fields import CursorRow, Failures, ReaderRow, WriterRow
 from walpool.shared.figures.histogram import Histogram
 from walpool.shared.figures.snapshot import Delta, Snapshot
 from walpool.shared.metrics import WALMetrics
@@ -62,6 +65,9 @@ __all__ = [
     "ControlUnusable",
     "CopyReport",
     "CorruptLog",
+    "Cursor",
+    "CursorGroup",
+    "CursorRow",
     "Delta",
     "EntryTooLarge",
     "Failures",

@@ -119,20 +119,34 @@ class SyncFailed(WALError, OSError):
 class LSNUnavailable(WALError, LookupError):
     """The LSN was removed by retention.
 
+    Args:
+        cursor (default ""): the name of the cursor that has missed it.
+
     Attributes:
         path: the log's directory, or "" where nobody said.
         lsn: the one that was asked for.
         first_available: the first that is still there.
+        missed: how many entries are gone from `lsn` on.
 
-    What to do: reopen the reader with `start=first_available`, if what was removed can be missed.
+    What to do: reopen the reader with `start=first_available`, if what was removed can be missed. A cursor goes on
+    behind what it missed once `first_available - 1` is committed.
     """
 
-    def __init__(self, lsn: int, first_available: int, path: str = "") -> None:
+    def __init__(self, lsn: int, first_available: int, path: str = "", cursor: str = "") -> None:
         where = f"{path}: " if path else ""
-        super().__init__(f"{where}LSN {lsn} is no longer in the log: the first available is {first_available}")
+        missed = first_available - lsn
+        told = f"LSN {lsn} is no longer in the log: the first available is {first_available}"
+        if cursor:
+            told = (
+                f"cursor {cursor!r} missed {missed:,} entries, LSN {lsn} to {first_available - 1}: retention has"
+                f" removed them before they were committed; commit({first_available - 1}), or `walpool cursors LOG"
+                f" --reset {cursor}`, goes on behind them"
+            )
+        super().__init__(where + told)
         self.path = path
         self.lsn = lsn
         self.first_available = first_available
+        self.missed = missed
 
 
 class WorkerFailed(WALError):

@@ -48,8 +48,9 @@ class Retention:
         max_bytes (default None): of the whole log; the oldest go until it fits. None: as many as there are.
         max_age (default None): seconds since a segment was sealed. None: however old it is.
         max_segments (default None): of the whole log, the active one included. None: as many as there are.
-        max_pinned_bytes (default 1 << 30): of the whole log; beyond it the pins of readers (WALReader with `pin`) keep
-            nothing, so that a forgotten one does not fill the disk.
+        max_pinned_bytes (default 1 << 30): of the whole log; beyond it cursors, and the pins of readers (WALReader with
+            `pin`), keep nothing, so that a forgotten one does not fill the disk.
+        cursors (default True): what any cursor has not committed is kept, whatever another rule says.
 
     Raises:
         TypeError, ValueError: for a rule that cannot be.
@@ -60,10 +61,12 @@ class Retention:
     max_age: float | None = None
     max_segments: int | None = None
     max_pinned_bytes: int = 1 << 30
+    cursors: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.checkpointed, bool):
-            raise TypeError(f"checkpointed must be a bool, not {type(self.checkpointed).__name__}")
+        for name in ("checkpointed", "cursors"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, not {type(getattr(self, name)).__name__}")
         for name, least in (("max_bytes", 0), ("max_segments", 0), ("max_pinned_bytes", 0)):
             value = getattr(self, name)
             if value is None and name != "max_pinned_bytes":

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cli.conftest import Run, Running, Start, assert_no_traceback
-from walpool import SyncMode, WALEntry, WALMetrics, WALWriter
+from walpool import Cursor, SyncMode, WALEntry, WALMetrics, WALWriter
 from walpool.cli.export import LONGEST_LINE, MOST_AT_ONCE, Server
 from walpool.integrations.prometheus import WALCollector
 from walpool.shared.figures.snapshot import Snapshot
@@ -152,6 +152,7 @@ def test_the_page_of_metrics_has_every_name(log: Path) -> None:
 def address(start: Start, log: Path) -> Iterator[tuple[Running, int]]:
     with WALWriter(log, name="it") as writer:
         writer.put(b"key", b"value")
+        Cursor(log, "etl").close()
         running = start("export", log, "--port", "0")
         assert running.process.stderr is not None
         line = running.process.stderr.readline().decode()
@@ -206,6 +207,9 @@ def test_the_page_in_a_browser(address: tuple[Running, int], tmp_path: Path) -> 
     drawn = ended.stdout
     assert "LSN 1, durable 0, checkpoint 0; 1 segments; 0 failed appends" in drawn, ended.stderr[-2000:]
     assert re.search(r'<td class="text">it</td><td class="text">normal</td>', drawn)
+    assert re.search(
+        r'<td class="text">etl</td><td>0</td><td>1</td><td>72 B</td><td>[^<]+</td><td>0</td><td>–</td>', drawn
+    )
     plots = re.findall(r'<polyline points="([^"]*)"', drawn)
     assert len(plots) == 6
     assert all(points for points in plots)

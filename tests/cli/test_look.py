@@ -153,7 +153,7 @@ def test_the_schema_of_stat(run: Run, log: Path) -> None:
     ]
     assert names == [
         "schema path first_lsn next_lsn durable_lsn checkpoint bytes segments totals writers killed_writers readers"
-        " unusable_control quarantine",
+        " cursors unusable_control quarantine",
         "name first_lsn bytes state",
         "writes_total writes_failed batches_total bytes_written sync_total sync_seconds_total rotation_count"
         " avg_entry_size max_entry_size current_file_size write_success_rate checkpoint failures_by_kind lock_waits"

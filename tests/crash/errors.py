@@ -30,7 +30,7 @@ from tests.crash.taps import Call, tapped, untapped
 from tests.crash.witness import Witness
 from tests.oracle import second
 from tests.support import MAPPED, Ack, append_op, judge, open_fds
-from walpool import CorruptLog, SyncFailed, SyncMode, WALError, WALReader, WALWriter
+from walpool import CorruptLog, Cursor, SyncFailed, SyncMode, WALError, WALReader, WALWriter
 from walpool.system.locks import try_lock
 
 LIMIT = 1200
@@ -151,6 +151,8 @@ class Case:
         self.in_doubt: list[int] = []
         self.checkpoints: list[int] = []  # asked for
         self.stated = 0  # and in force
+        self.committed = 0  # by the cursor
+        self.begun = 0
         self.wrong: list[str] = []
         self.failed = 0
         self.op = 0
@@ -163,7 +165,7 @@ class Case:
         self._life(
             SyncMode.NORMAL, [append] * 5 + [self.sync] + [append] * 3 + [self.rotate, append, self.read, self.rotate]
         )
-        self._life(SyncMode.FULL, [append] * 5 + [self.read, self.checkpoint, self.prune, append])
+        self._life(SyncMode.FULL, [append] * 5 + [self.read, self.consume, self.checkpoint, self.prune, append])
         self._reboot()
         self._life(SyncMode.NORMAL, [self.read, append, append, self.rotate, append, self.sync, append], mapped=MAPPED)
 
@@ -249,6 +251,16 @@ class Case:
         self.checkpoints.append(lsn)
         self.stated = writer.checkpoint(lsn)
 
+    def consume(self, writer: WALWriter) -> None:
+        cursor = Cursor(self.log, "etl", lock_timeout=5)
+        try:
+            with cursor:
+                for entry in cursor.follow(timeout=0):
+                    self.begun = max(self.begun, entry.lsn)
+                    cursor.commit(entry.lsn, sync=entry.lsn % 4 == 0)
+        finally:
+            self.committed = cursor.position  # a sync that failed may have taken it back
+
     def prune(self, writer: WALWriter) -> None:
         writer.prune()
 
@@ -283,6 +295,9 @@ def check(case: Case) -> None:
             assert len(rows) == 1, f"slots are still held: {rows}"
             in_force = writer.checkpoint(0)
             assert case.stated <= in_force <= max(case.checkpoints, default=0), f"the checkpoint is {in_force}"
+        with Cursor(case.log, "etl", lock_timeout=5) as cursor:
+            position = cursor.position
+            assert case.committed <= position <= case.begun, f"{case.committed} was committed, and it is at {position}"
         for name in ("append.lock", "sync.lock"):
             fd = os.open(case.log / name, os.O_RDWR)
             free = try_lock(fd)

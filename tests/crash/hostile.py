@@ -35,6 +35,7 @@ from walpool.format.frame import FRAME_BYTES, Frame, SearchExhausted, find_frame
 from walpool.format.names import MAX_LSN
 from walpool.shared import control, rows_file, slot_rows
 from walpool.shared.checkpoint import read_checkpoint
+from walpool.shared.cursors import positions
 from walpool.shared.figures.histogram import BUCKETS
 from walpool.shared.figures.snapshot import ProcessNames, writer_row
 from walpool.shared.poison import first_doubtful
@@ -392,6 +393,43 @@ def check_checkpoint(data: bytes, sample: Sample | None, touched: int) -> str:
     return "checkpoint read"
 
 
+def make_cursor(chance: Random) -> Sample:
+    """Two copies, the first or the second of them newer, or a file that was never written twice."""
+
+    def one() -> bytes:
+        first, data = chance.randrange(1 << 40), b""
+        for sequence in chance.sample((first, first + 1), 2):
+            lsn = chance.choice((0, 3, chance.randrange(1 << 63)))
+            start_lsn = chance.choice((1, chance.randrange(1, 1 << 63)))
+            data += positions.pack(positions.Position(sequence, lsn, start_lsn))
+        return data[:32] + chance.choice((data[32:], bytes(32)))
+
+    data, other = one(), one()
+    fields = [(at + place, size) for at in (0, 32) for place, size in ((0, 4), (4, 4), (8, 8), (16, 8), (24, 8))]
+    copies = (data[:32], data[32:], other[:32], other[32:])
+    return Sample(data, fields, [data, other, *copies], frozenset(copies))
+
+
+def seal_cursor(data: bytearray) -> None:
+    for at in (0, 32):
+        if len(data) >= at + 32:
+            data[at + 4 : at + 8] = crc32c(bytes(data[at + 8 : at + 32])).to_bytes(4, "little")
+
+
+def check_cursor(data: bytes, sample: Sample | None, touched: int) -> str:
+    file: Any = _Held(data)
+    try:
+        position, copy = positions.read_position(file)
+    except CorruptLog as error:
+        assert "--reset" in error.reason
+        return "cursor refused"
+    there = data[32 * copy : 32 * copy + 32]
+    assert positions.pack(position) == there and len(data) == 64
+    assert sample is None or there in sample.known, "bytes that nobody wrote pass for a position"
+    assert 0 <= position.lsn <= MAX_LSN and 1 <= position.start_lsn <= MAX_LSN and position.wanted_lsn > position.lsn
+    return "cursor read"
+
+
 def make_mark(chance: Random) -> Sample:
     high, low = processes.boot_id()
     data = b"%016x%016x %d 5\n" % (high, low, chance.randrange(1 << chance.choice((4, 63))))
@@ -514,12 +552,13 @@ TARGETS: dict[str, Target] = {
     "entry": Target(make_alone, seal_alone, check_alone),
     "body": Target(make_body, seal_nothing, check_body),
     "checkpoint": Target(make_checkpoint, seal_checkpoint, check_checkpoint),
+    "cursor": Target(make_cursor, seal_cursor, check_cursor),
     "mark": Target(make_mark, seal_nothing, check_mark),
     "control": Target(make_control, seal_control, check_control),
     "rows": Target(make_rows, seal_nothing, check_rows),
 }
-SHARES = {"header": 192, "frames": 231, "search": 110, "entry": 161, "body": 156, "checkpoint": 70, "mark": 40,
-          "control": 30, "rows": 5}  # fmt: skip  # of a round; the rest of it are logs on disk
+SHARES = {"header": 192, "frames": 231, "search": 110, "entry": 161, "body": 126, "checkpoint": 50, "cursor": 50,
+          "mark": 40, "control": 30, "rows": 5}  # fmt: skip  # of a round; the rest of it are logs on disk
 
 
 # Rounds

@@ -14,13 +14,16 @@ from random import Random
 from tests.crash import hostile
 from tests.format import layout
 from tests.read.logs import entries, entry_of, fill, read
-from walpool import RecoveryMode, UnsupportedVersion, WALEntry, WALError, WALWriter
+from walpool import Cursor, RecoveryMode, Retention, UnsupportedVersion, WALEntry, WALError, WALReader, WALWriter
 from walpool.format.names import MAX_LSN
+from walpool.options import WriterOptions
 from walpool.shared.control import CONTROL_BYTES
+from walpool.upkeep.cursors import set_cursor
 from walpool.upkeep.verify import verify
 
 MODES = tuple(RecoveryMode)
 PREFIX_MODES = MODES[:3]
+SMALL_FILES = {"sync.failed": "mark", "checkpoint": "checkpoint", "metrics": "rows", "cursors/etl": "cursor"}
 SPLITS = ((12,), (5, 7), (3, 4, 5))  # entries of each segment
 COUNT = 12
 BOUND = COUNT * 60 + 200  # bytes of a sound segment, at most
@@ -33,7 +36,7 @@ def run_round(folder: Path, chance: Random, count: int, number: int, done: Count
         spoilt_control(log, chance, done)
         count -= 1
     if number % 16 == 1:
-        for name in ("sync.failed", "checkpoint", "metrics", "pins.lock"):
+        for name in ("sync.failed", "checkpoint", "metrics", "pins.lock", "cursors/etl"):
             spoilt_small_file(log, name, chance, done)
             count -= 1
     for _ in range(count):
@@ -253,11 +256,30 @@ def judge_log(log: Path, count: int) -> str:
     return outcome
 
 
+def judge_cursor(log: Path, count: int) -> str:
+    """It is refused, or hands out what follows a position that the log has; and a reset mends it."""
+    known = entries(1, count + 1)
+    with WALWriter(log, size_limit=400, retention=Retention(max_segments=1)) as writer:
+        assert writer.prune().first_lsn <= count + 1
+        first_lsn = WALReader(log).first_lsn
+        try:
+            with Cursor(log, "etl") as cursor:
+                found = list(cursor.follow(timeout=0))
+            outcome = "read"
+            assert found == known[count - len(found) :]
+        except WALError as error:
+            outcome = f"refused with {type(error).__name__}"
+    set_cursor(log, "etl", 0, WriterOptions())
+    with Cursor(log, "etl") as cursor:
+        assert list(cursor.follow(timeout=0)) == known[first_lsn - 1 :]
+    return outcome
+
+
 def spoilt_small_file(log: Path, name: str, chance: Random, done: Counter[str]) -> None:
-    """Neither the mark of a failed sync, nor a checkpoint, nor rows or pins of any bytes cost an entry."""
+    """Neither the mark of a failed sync, nor a checkpoint, nor rows, pins or a cursor of any bytes cost an entry."""
     count = make(log, chance)
     try:
-        target = {"sync.failed": "mark", "checkpoint": "checkpoint", "metrics": "rows"}.get(name)
+        target = SMALL_FILES.get(name)
         if target is None:
             data = bytearray(chance.randbytes(chance.randrange(200)))
         else:
@@ -266,9 +288,12 @@ def spoilt_small_file(log: Path, name: str, chance: Random, done: Counter[str]) 
             hostile.mutate(lambda limit: int(chance.random() * limit), data, sample.fields, sample.pieces)
             if chance.random() < 0.5:
                 hostile.TARGETS[target].seal(data)
+        if target == "cursor":
+            Cursor(log, "etl").close()
         (log / name).write_bytes(data)
         try:
-            done[f"{name} {judge_log(log, count)}"] += 1
+            judge = judge_cursor if target == "cursor" else judge_log
+            done[f"{name} {judge(log, count)}"] += 1
         except Exception as error:
             raise AssertionError(f"{name} of {data[:300]!r}: {type(error).__name__}: {error}") from error
     finally:

@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -30,7 +30,7 @@ from tests.crash.taps import untapped
 from tests.crash.witness import Witness
 from tests.oracle import second
 from tests.support import MAPPED, append_op, entries_of, read_log, run_threads
-from walpool import LogFull, Retention, SyncMode, WALEntry, WALError, WALReader, WALWriter
+from walpool import Cursor, IOFailed, LogFull, Retention, SyncMode, WALEntry, WALError, WALReader, WALWriter
 from walpool.format.names import SLOTS_LOCK
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.origin import read_origin
@@ -399,6 +399,51 @@ def append_below_new_parents(told: Told, chance: random.Random) -> None:
     append_in_turn(told, chance)
 
 
+def consume(told: Told, chance: random.Random) -> None:
+    """A cursor is handed entries and commits them, with a sync or without; what it has not committed is not removed.
+
+    Now and then the sync of a commit fails, and the page is never written: the next commit counts all the same.
+    """
+
+    def fail_sync(name: str) -> None:
+        if name == "fdatasync":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    mode = chance.choice((SyncMode.NORMAL, SyncMode.FULL))
+    recorder = told.recorder
+    with WALWriter(told.log, mode, chance.choice((600, 1200))) as writer, ExitStack() as stack:
+        told.append(writer, mode)
+        cursor = stack.enter_context(Cursor(told.log, "etl"))
+        recorder.note("cursor", 0)
+        for _ in range(chance.randrange(8, 20)):
+            match chance.randrange(10):
+                case 0:
+                    writer.rotate()
+                case 1:
+                    told.checkpoint(writer, next_lsn(writer) - 1)
+                    writer.prune()
+                case 2 | 3 | 4 | 5:
+                    for _, entry in zip(range(chance.randrange(1, 5)), cursor.follow(timeout=0), strict=False):
+                        recorder.note("durable", entry.lsn)
+                        assert entry == told.entries[entry.lsn]
+                        if chance.random() < 0.6:
+                            sync = chance.random() < 0.5
+                            recorder.note("cursor begins", entry.lsn)
+                            recorder.fault = fail_sync if sync and chance.random() < 0.15 else lambda name: None
+                            with suppress(IOFailed):
+                                cursor.commit(entry.lsn, sync=sync)
+                            recorder.fault = lambda name: None
+                            if sync and cursor.position == entry.lsn:
+                                recorder.note("cursor", entry.lsn)
+                case 6:
+                    cursor.close()
+                    recorder.note("cursor", cursor.position)
+                    cursor = stack.enter_context(Cursor(told.log, "etl"))
+                case _:
+                    told.append(writer, mode)
+            told.coordinators.may_work()
+
+
 def prune_by_rules(told: Told, chance: random.Random) -> None:
     """By size, count and age, with a checkpoint or without, beside pins, a copy, and a sync that fails."""
     from tests.crash.rules import Pruned  # late: it needs what is above
@@ -423,6 +468,7 @@ SCRIPTS: dict[str, Script] = {
     "parents": append_below_new_parents,
     "rules": prune_by_rules,
     "mapped": append_mapped,
+    "cursor": consume,
 }
 
 
@@ -482,6 +528,8 @@ class Promise(NamedTuple):
     checkpoint_begun: int = 0
     first_lsn: int = 1  # what is before it was removed by a rule other than the checkpoint,
     first_begun: int = 1  # or was to be
+    cursor: int = -1  # what the cursor has committed; -1: there may be none
+    cursor_begun: int = 0
     copies: tuple[tuple[str, int, int], ...] = ()  # their names, and from which LSN up to which they go
 
     def after(self, event: Event) -> Promise:
@@ -494,6 +542,10 @@ class Promise(NamedTuple):
                 return self._replace(checkpoint_begun=max(self.checkpoint_begun, lsn))
             case Event("checkpoint", (lsn,)):
                 return self._replace(checkpoint=max(self.checkpoint, lsn))
+            case Event("cursor begins", (lsn,)):
+                return self._replace(cursor_begun=max(self.cursor_begun, lsn))
+            case Event("cursor", (lsn,)):
+                return self._replace(cursor=max(self.cursor, lsn))
             case Event("prune begins", (lsn,)):
                 return self._replace(first_begun=max(self.first_begun, lsn))
             case Event("pruned", (lsn,)):
@@ -542,6 +594,8 @@ def check(log: Path, entries: Sequence[WALEntry], promise: Promise, *, metrics: 
         )
         noted = origin.first_lsn if origin is not None else 1
         assert first_lsn <= noted <= most, f"the log begins at LSN {first_lsn}, and `origin` says {noted} ({most})"
+        if promise.cursor >= 0:
+            _check_cursor(log, promise, first_lsn, found)
         afterwards = append_op(writer, "after", 6)
         assert afterwards.start == last_lsn + 1, f"after LSN {last_lsn} comes {afterwards.start}"
         assert writer.sync() == afterwards.stop - 1
@@ -554,6 +608,16 @@ def check(log: Path, entries: Sequence[WALEntry], promise: Promise, *, metrics: 
         return
     with after_a_reboot(), WALWriter(log, metrics=metrics):
         assert _read(log) == (first_lsn, found), "recovered again, it is another log"
+
+
+def _check_cursor(log: Path, promise: Promise, first_lsn: int, entries: list[WALEntry]) -> None:
+    """It is where it was committed last, or was being committed, and is handed out all that follows."""
+    with Cursor(log, "etl", lock_timeout=5) as cursor:
+        position = cursor.position
+        assert promise.cursor <= position <= promise.cursor_begun, f"the cursor is at {position}: {promise}"
+        assert first_lsn <= position + 1, f"the cursor is at LSN {position}, and the log begins at LSN {first_lsn}"
+        rest = [*cursor.follow(timeout=0)]
+    assert rest == entries[position + 1 - first_lsn :], f"from LSN {position} on the cursor was handed {rest}"
 
 
 def _difference(found: Sequence[WALEntry], expected: Sequence[WALEntry], first_lsn: int) -> str:
@@ -612,7 +676,7 @@ class Explorer:
     def _is_new(self, image: Image, promise: Promise) -> bool:
         """Whether this was not seen before, or more has been promised since. A state counts once."""
         state = hash((image.directories, *image.files.items(), *image.links.items()))
-        known = (state, promise.durable_lsn, promise.checkpoint, promise.first_lsn, len(promise.copies))
+        known = (state, promise.durable_lsn, promise.checkpoint, promise.first_lsn, promise.cursor, len(promise.copies))
         if known in self._checked:
             return False
         self._checked.add(known)

@@ -104,6 +104,7 @@ SCENES = {
     "read and follow": Scene(scripts.read_and_follow),
     "read with a pin": Scene(read_with_a_pin),
     "look on": Scene(look_on),
+    "consume": Scene(scripts.consume_and_commit),
     "follow what is durable": Scene(follow_what_is_durable, scripts.of_another_boot, alone=True),
     **{
         f"open {each.__name__}": Scene(scripts.open_and_append_a_little, each, alone=True)

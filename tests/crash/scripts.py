@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support import MAPPED, append_op, entries_of
-from walpool import Retention, SyncFailed, SyncMode, WALReader, WALWriter
+from walpool import Cursor, Retention, SyncFailed, SyncMode, WALReader, WALWriter
 from walpool.system.calls import calls
 from walpool.write import coordinator
 
@@ -175,6 +175,21 @@ def read_and_follow(log: Path, name: str, tell: Tell) -> None:
             if bytes(entry.key).startswith(f"{name}/1/".encode()):
                 break
         following.close()
+    tell(END, 0, 0)
+
+
+def consume_and_commit(log: Path, name: str, tell: Tell) -> None:
+    """Whoever was killed before has left the cursor, to be opened at once, behind what it committed."""
+    author = Author(name, tell)
+    with WALWriter(log, size_limit=LIMIT) as writer:
+        author.append(writer, 2)
+        with Cursor(log, "etl", lock_timeout=10.0) as cursor:
+            before = cursor.position
+            for entry in cursor.follow(timeout=0):
+                assert entry.lsn == before + 1 or not before, f"after LSN {before} the cursor hands out {entry.lsn}"
+                before = cursor.commit(entry.lsn, sync=entry.lsn % 3 == 0)
+                assert before == entry.lsn
+        author.append(writer, 1)
     tell(END, 0, 0)
 
 

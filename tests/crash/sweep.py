@@ -89,6 +89,7 @@ SCENES = {
     "checkpoint and prune": Scene(scripts.state_checkpoints_and_prune, scripts.nothing, removal="checkpoint"),
     "buffer": Scene(scripts.buffer_and_close, doubt=BUFFERED),
     "large batches": Scene(scripts.append_large_batches, author="large-v"),
+    "consume": Scene(scripts.consume_and_commit),
     "read": Scene(scripts.read_and_follow, scripts.in_several_segments, pins=True),
     **{f"open {each.__name__}": Scene(scripts.open_and_append_a_little, each) for each in FINDS},
 }

@@ -32,7 +32,7 @@ def test_hostile_bytes_give_what_was_appended_or_a_typed_error(memory: Path, see
     assert sum(done.values()) >= INPUTS // HALVES
     for name in hostile.TARGETS:
         assert any(what.startswith(name) for what in done), f"nothing was done of {name}"
-    for name in ("header", "entry", "body", "frames", "checkpoint", "control"):
+    for name in ("header", "entry", "body", "frames", "checkpoint", "cursor", "control"):
         assert done[f"{name} read"] and done[f"{name} refused"], done
     assert done["segment opened"] and done["segment verified damaged"] and done["control rebuilt"], done
 

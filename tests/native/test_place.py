@@ -196,7 +196,7 @@ def test_what_is_told_with_odd_arguments_is_refused_or_changes_no_log(both: Both
 def test_a_place_that_was_refused_takes_nothing_and_can_be_told_everything(both: Both) -> None:
     both.core.refuse()
     both.core.refuse()
-    both.core.ready(*both.place.active[:3], 1 << 14, 1 << 62, 0, 1 << 62)
+    both.core.ready(*both.place.active[:3], 1 << 14, 1 << 62, 0, 1 << 62, None)
     both.core.count(5, 100)
     assert both.core.put(b"key", b"value", 1) == both.core.append(bytes(40), 2, 30) == 0
     assert both.now() == both.before
@@ -238,7 +238,7 @@ def test_a_place_of_odd_parts_is_refused_or_appends_nothing(tmp_path: Path) -> N
                         refused += 1
                         continue
                     made += 1
-                    core.ready(1, 7, segment.fileno(), 1 << 14, 1 << 62, 0, 1 << 62)
+                    core.ready(1, 7, segment.fileno(), 1 << 14, 1 << 62, 0, 1 << 62, None)
                     assert core.put(b"key", b"value", 1) == core.append(bytes(16), 1, 16) == 0, (name, odd)
                     core.refuse()
             assert made > 20 and refused > 100, (made, refused)

@@ -134,7 +134,7 @@ def same_in_json(log: Path, figures: Figures) -> None:
     assert told["checkpoint"] == figures.checkpoint() and told["first_lsn"] == figures.of.segments[0]
     assert [row["first_lsn"] for row in told["segments"]] == figures.of.segments
     assert [row["state"] for row in told["segments"]] == ["sealed"] * (figures.segments() - 1) + ["active"]
-    assert set(totals) == OF_LOG.keys() - {*NOT_TOTALS, "writers", "killed_writers", "readers"}
+    assert set(totals) == OF_LOG.keys() - {*NOT_TOTALS, "writers", "killed_writers", "readers", "cursors"}
     assert set(NOT_TOTALS) == {*THIS_PROCESS, "next_lsn", "durable_lsn", "segments", "taken_at"}
     for name, value in totals.items():
         expected = getattr(figures, name)()
@@ -157,6 +157,7 @@ def same_in_json(log: Path, figures: Figures) -> None:
                     expected = dict(zip(KINDS, expected, strict=True))
                 agree(name, value, expected)
     assert [(row["first_lsn"], row["lag"]) for row in told["readers"]] == figures.readers()
+    assert [row["name"] for row in told["cursors"]] == list(figures.cursors())
 
 
 def same_in_prometheus(log: Path, figures: Figures) -> None:

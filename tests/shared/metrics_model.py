@@ -584,6 +584,10 @@ class Figures:
         pins = {reader.pin for reader in self.of.readers.values() if reader.pin}
         return [(pin, self.of.next_lsn - pin) for pin in sorted(pins)]
 
+    def cursors(self) -> tuple[str, ...]:
+        """In these plays nobody has any: tests/consume has those who do."""
+        return ()
+
     def lock_wait(self) -> Tally:
         return self._with_rest(self.tally("lock_wait"), 0)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import read_log
-from walpool import UnsafeLog, Unsupported, WALWriter
+from walpool import Cursor, UnsafeLog, Unsupported, WALWriter
 from walpool.cli.main import run
 from walpool.system.calls import calls
 from walpool.system.filesystems import network_file_system
@@ -75,6 +75,18 @@ def test_a_writer_that_is_told_so_opens_it_wherever_it_is_unpickled(log: Path, o
     on(NFS)
     with WALWriter(log, allow_network_fs=True) as writer, pickle.loads(pickle.dumps(writer)) as copy:
         assert [writer.put(b"k", b"v"), copy.put(b"k", b"v")] == [1, 2]
+
+
+def test_a_cursor_on_a_network_file_system_is_refused_unless_it_is_told_so(
+    log: Path, on: Callable[[int], None]
+) -> None:
+    on(NFS)
+    with WALWriter(log, allow_network_fs=True) as writer:
+        writer.put(b"key", b"value")
+        with pytest.raises(UnsafeLog, match="allow_network_fs=True"):
+            Cursor(log, "etl")
+        with Cursor(log, "etl", allow_network_fs=True) as cursor:
+            assert len(list(cursor.follow(timeout=0))) == 1
 
 
 @pytest.mark.parametrize("command", [["checkpoint", "LOG", "1"], ["prune", "LOG"]], ids=lambda words: words[0])

@@ -33,10 +33,10 @@ from walpool.shared.origin import Origin, read_origin
 from walpool.system.calls import calls
 from walpool.system.files import Directory
 from walpool.upkeep import retention
-from walpool.upkeep.retention import PruneReport, SealedSegment, removable, sealing_times
+from walpool.upkeep.retention import PruneReport, SealedSegment, Wanted, removable, sealing_times
 from walpool.upkeep.verify import verify
 
-NONE = 1 << 62  # as a pin: nobody wants anything
+NONE = Wanted()
 NEVER = Retention(checkpointed=False)
 
 
@@ -75,18 +75,23 @@ THREE = sealed(100, 100, 100)
     ids=str,
 )
 def test_each_rule_removes_what_it_says(rule: Retention, checkpoint: int, gone: int) -> None:
-    assert removable(THREE, 50, rule, checkpoint, NONE, 10_000_000_000) == (gone, 0)
+    assert removable(THREE, 50, rule, checkpoint, NONE, 10_000_000_000) == (gone, 0, 0)
 
 
 @pytest.mark.parametrize(("pin", "gone", "held"), [(1, 0, 3), (11, 1, 2), (21, 2, 1), (31, 3, 0)])
 def test_a_pin_holds_its_segment_and_all_behind_it(pin: int, gone: int, held: int) -> None:
-    assert removable(THREE, 50, Retention(), 30, pin, 0) == (gone, held)
+    assert removable(THREE, 50, Retention(), 30, Wanted(pin=pin), 0) == (gone, held, 0)
+
+
+@pytest.mark.parametrize(("wanted_lsn", "gone", "held"), [(1, 0, 3), (10, 0, 3), (11, 1, 2), (30, 2, 1), (31, 3, 0)])
+def test_a_cursor_holds_the_segment_of_what_it_wants_next(wanted_lsn: int, gone: int, held: int) -> None:
+    assert removable(THREE, 50, Retention(), 30, Wanted(cursor=wanted_lsn), 0) == (gone, 0, held)
 
 
 def test_a_log_over_the_cap_is_pruned_in_spite_of_pins() -> None:
     rule = Retention(max_pinned_bytes=200)
-    gone, _ = removable(THREE, 50, rule, 30, 1, 0)
-    assert gone == 2, "until it is under the cap"
+    for wanted in (Wanted(pin=1), Wanted(cursor=1), Wanted(1, 1)):
+        assert removable(THREE, 50, rule, 30, wanted, 0).gone == 2, "until it is under the cap"
 
 
 WHOLE = edges.around(100, 164, 228)  # bytes of the active segment, and of one or two empty ones beside it
@@ -106,22 +111,24 @@ RULES = st.builds(
     RULES,
     edges.integers(0, 130, *edges.around(10, 20, 90)),
     edges.integers(1, 130, *edges.around(11, 21, 91)),
+    edges.integers(1, 130, *edges.around(11, 21, 91)),
     edges.integers(0, 20),
 )
 def test_oldest_first_and_never_what_is_kept(
-    sizes: list[int], rule: Retention, checkpoint: int, pin: int, now_s: int
+    sizes: list[int], rule: Retention, checkpoint: int, pin: int, cursor: int, now_s: int
 ) -> None:
     segments = sealed(*sizes)
     now_ns = now_s * 1_000_000_000
-    gone, held = removable(segments, 100, rule, checkpoint, pin, now_ns)
+    wanted = Wanted(pin, cursor)
+    gone, by_pins, by_cursors = removable(segments, 100, rule, checkpoint, wanted, now_ns)
+    held = max(by_pins, by_cursors)
     assert 0 <= gone <= gone + held <= len(segments)
     if rule == NEVER:
         assert gone == 0
     if held:
-        assert segments[gone].next_lsn > pin
+        assert segments[gone].next_lsn > min(wanted)
     # Once it was done, doing it again removes nothing more, unless a pin was overruled half-way.
-    again, _ = removable(segments[gone:], 100, rule, checkpoint, pin, now_ns)
-    assert again == 0
+    assert removable(segments[gone:], 100, rule, checkpoint, wanted, now_ns).gone == 0
 
 
 @pytest.fixture

@@ -28,12 +28,13 @@ COMMANDS = {
     "verify": "read everything and report each finding",
     "repair": "say what it would take to have no damage; with --apply do it, keeping what is cut",
     "copy": "make a copy that is whole, while the log is written to",
+    "cursors": "list the cursors and how far each is behind; --reset and --delete one",
     "checkpoint": "state that nothing at or below an LSN is needed any more",
     "doctor": "say what walpool runs with here: Python, compiled core, system, limits, extras",
     "prune": "remove the oldest segments that a rule says nobody needs",
 }
 STREAMS = {"", "cat", "dump", "monitor"}  # those that have nothing more to do when nobody reads what they print
-WRITERS = {"demo", "ingest", "checkpoint", "prune"}  # those that open a log to append to it
+WRITERS = {"demo", "ingest", "checkpoint", "prune", "cursors"}  # those that open a log to append to it
 
 
 def run(argv: Sequence[str] | None = None) -> int:

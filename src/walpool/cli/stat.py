@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from walpool import WALMetrics
 from walpool.cli import arguments
 from walpool.cli.exits import Exit, one_line
-from walpool.cli.live.figures import failure_kinds, spread, writer_table
+from walpool.cli.live.figures import cursor_text, failure_kinds, spread, writer_table
 from walpool.cli.output import amount, print_json
 from walpool.errors import CorruptLog, LogReplaced, UnsafeLog
 from walpool.format.names import segment_name
@@ -72,6 +72,7 @@ class Standing:
         writers = None if totals is None else totals.pop("writers")
         killed = None if totals is None else totals.pop("killed_writers")
         readers = None if totals is None else totals.pop("readers")
+        cursors = None if totals is None else totals.pop("cursors")
         for name in NOT_TOTALS:
             if totals is not None:
                 totals.pop(name, None)
@@ -87,6 +88,7 @@ class Standing:
             "writers": writers,
             "killed_writers": killed,
             "readers": readers,
+            "cursors": cursors,
             "unusable_control": self.reason or None,
             "quarantine": self.quarantine._asdict(),
         }
@@ -183,4 +185,5 @@ def _totals(totals: Snapshot) -> list[str]:
         + (f", {len(totals.killed_writers)} ended without close" if totals.killed_writers else ""),
         *(f"          {line}" for line in writer_table(totals)),
         *(f"reader    on LSN {row.first_lsn:,}, {row.lag:,} behind" for row in totals.readers),
+        *(f"cursor    {cursor_text(row)}" for row in totals.cursors),
     ]

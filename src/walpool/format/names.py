@@ -15,6 +15,8 @@ METRICS = "metrics"
 QUARANTINE = "quarantine"
 ORIGIN = "origin"
 INGEST_LOCK = "ingest.lock"
+CURSORS = "cursors"  # a directory: a file for each cursor
+CURSORS_LOCK = "cursors.lock"
 REWRITE = "rewrite.tmp"  # what will replace a segment, or be one, until it is whole
 NEW_METRICS = f"{METRICS}.tmp"
 LEFTOVERS = (f"{CHECKPOINT}.tmp", f"{ORIGIN}.tmp", f"{PREPARED}.tmp", NEW_METRICS)  # of killed processes: nobody's
@@ -27,7 +29,7 @@ _SEGMENT = re.compile(r"([0-9]{20})\.wal", re.ASCII)
 
 _KNOWN = {
     CONTROL, APPEND_LOCK, SYNC_LOCK, SLOTS_LOCK, MAINTENANCE_LOCK, SYNC_FAILED, PREPARED, PINS_LOCK, CHECKPOINT,
-    METRICS, QUARANTINE, ORIGIN, INGEST_LOCK, REWRITE, *LEFTOVERS,
+    METRICS, QUARANTINE, ORIGIN, INGEST_LOCK, CURSORS, CURSORS_LOCK, REWRITE, *LEFTOVERS,
 }  # fmt: skip
 
 

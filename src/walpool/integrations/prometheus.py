@@ -6,9 +6,9 @@
     REGISTRY.register(WALCollector("events.wal"))
 
 Holds: a scrape takes no lock and has no effect on writers; a log that is not there, or whose control block is of
-another version, is `walpool_up 0` and nothing else. Labels are the log's name and slot numbers: never a path unless it
-is given as the name, never a process id. The names are in
-figures/fields.py and docs/metrics.md; the dashboard in docs/ uses them.
+another version, is `walpool_up 0` and nothing else. Labels are the log's name, slot numbers and cursors' names: no
+path, unless it is given as the name, and no process id. The names are in figures/fields.py and docs/metrics.md; the
+dashboard in docs/ uses them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ except ImportError as error:
     raise ImportError(f"this needs an extra: pip install 'walpool[prometheus]' ({error})") from None
 
 from walpool.errors import WALError
-from walpool.shared.figures.fields import OF_LOG, OF_WRITER, Failures, Figure, Kind
+from walpool.shared.figures.fields import OF_CURSOR, OF_LOG, OF_WRITER, Failures, Figure, Kind
 from walpool.shared.figures.histogram import Histogram
 from walpool.shared.figures.snapshot import Snapshot
 from walpool.shared.metrics import WALMetrics
@@ -59,6 +59,7 @@ class WALCollector(Collector):
         if found is not None:
             yield from self._log_metrics(found)
             yield from self._writer_metrics(found)
+            yield from self._cursor_metrics(found)
 
     def _snapshot(self) -> Snapshot | None:
         """Without a lock: a forked child would wait for one that a thread of its parent held."""
@@ -95,6 +96,11 @@ class WALCollector(Collector):
             if figure.prometheus and name not in OF_LOG:
                 values = [(str(row.slot), getattr(row, name)) for row in found.writers]
                 yield self._metric(figure._replace(label="slot"), values)
+
+    def _cursor_metrics(self, found: Snapshot) -> Iterator[Metric]:
+        for name, figure in OF_CURSOR.items():
+            if figure.prometheus:
+                yield self._metric(figure, [(row.name, getattr(row, name)) for row in found.cursors])
 
     def _metric(self, figure: Figure, values: list[tuple[str, float]]) -> Metric:
         """`values` with what the label says of each."""

@@ -18,11 +18,11 @@ from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES
 from walpool.format.names import MAX_LSN, segment_name
 from walpool.read.scan import SegmentScan
-from walpool.read.seek import seek
 from walpool.read.walk import Walk
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import open_segment
 from walpool.shared.control import Totals
+from walpool.shared.seek import seek
 from walpool.shared.slot_rows import read_rows
 from walpool.system.files import Directory
 

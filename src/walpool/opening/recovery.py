@@ -26,6 +26,7 @@ from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, is_zero, new_marker, open_segment
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import LogState, create_control, last_totals, leftover
+from walpool.shared.cursors.positions import take_back
 from walpool.shared.origin import new_origin, read_origin, write_origin
 from walpool.shared.poison import lift
 from walpool.system import clock
@@ -53,6 +54,7 @@ class RecoveryReport:
         skipped (default ()): the damaged ranges that SALVAGE skipped.
         quarantined (default ()): names of the segments moved to quarantine/.
         checkpoint (default None): the one that the log does not reach, and that was taken back to its end.
+        cursors (default ()): the name and the position of each that was taken back to the log's end.
     """
 
     reason: str
@@ -68,6 +70,7 @@ class RecoveryReport:
     skipped: tuple[Place, ...] = ()
     quarantined: tuple[str, ...] = ()
     checkpoint: int | None = None
+    cursors: tuple[tuple[str, int], ...] = ()
 
     def told(self, path: str) -> list[str]:
         """What a person should hear of it, a line each; empty when nothing was cut, skipped or taken back.
@@ -81,6 +84,11 @@ class RecoveryReport:
                 f"{path}: the checkpoint was LSN {self.checkpoint} and the log ends at LSN {self.next_lsn - 1}: so does"
                 " the checkpoint now"
             )
+        lines += [
+            f"{path}: cursor {name!r} was at LSN {lsn} and the log ends at LSN {self.next_lsn - 1}: so does the cursor"
+            " now"
+            for name, lsn in self.cursors
+        ]
         if self.cut is not None:
             lines.append(
                 f"{path}: recovered; the log ends at LSN {self.next_lsn - 1} because of damage at offset"
@@ -162,6 +170,7 @@ def _recover(
         if scan.first_lsn < found.next_lsn:
             _sync_segment(directory, scan.first_lsn)
     taken_back = _take_back_checkpoint(directory, found, file_mode)
+    cursors = take_back(directory, found.next_lsn, file_mode)
     quarantined = _quarantine(directory, found)
     active = _start_segment(directory, found, quarantined, file_mode)
     kept = [first for first in found.segments if first < active.header.first_lsn]
@@ -195,6 +204,7 @@ def _recover(
         skipped=tuple(found.skipped),
         quarantined=tuple(quarantined),
         checkpoint=taken_back,
+        cursors=tuple(cursors),
     )
 
 

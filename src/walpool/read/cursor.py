@@ -12,7 +12,6 @@ from walpool.errors import CorruptLog, LogReplaced, LSNUnavailable
 from walpool.format.frame import Damage, End, Frame
 from walpool.options import RecoveryMode
 from walpool.read.recognise import recognise
-from walpool.read.seek import seek
 from walpool.read.source import Source
 from walpool.read.tail import Tail
 from walpool.read.verdict import Asker, Verdict, judge, with_hint
@@ -22,6 +21,7 @@ from walpool.shared.catalog import Segment, header_is_torn
 from walpool.shared.control import known_segments
 from walpool.shared.counters import counters_of
 from walpool.shared.pins import Pin
+from walpool.shared.seek import seek
 
 Start = int | Literal["end"] | None
 _SURE = (RecoveryMode.STRICT, RecoveryMode.POINT_IN_TIME)  # to them a torn tail is final: first wait for an append

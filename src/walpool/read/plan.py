@@ -16,13 +16,13 @@ from walpool.errors import CorruptLog, LSNUnavailable
 from walpool.format.frame import Frame
 from walpool.format.header import HEADER_BYTES
 from walpool.format.names import MAX_LSN
-from walpool.read.seek import first_head, seek
 from walpool.read.source import Source
 from walpool.read.walk import Walk
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import Segment, header_is_torn
 from walpool.shared.control import LogState, known_segments
 from walpool.shared.pins import Pin
+from walpool.shared.seek import first_head, seek
 from walpool.system.processes import cores
 
 FALSE_FRAMES = 8  # what looks like a frame and is none, before a cut is made at the next segment instead

@@ -176,16 +176,16 @@ class Reading(Generic[B]):
         self.count(self.left)
         return entry
 
-    def next_batch(self) -> ReadBatch[B] | None:
-        """All of the next batch; None where reading ends for now."""
+    def next_batch(self, last_lsn: int | None = None) -> ReadBatch[B] | None:
+        """All of the next batch, unless it ends past `last_lsn`; None where reading ends for now."""
         left = self.left
         if self._run is None or not left or left != self._left:
             if left:
                 self._split()
             self._run = None
-            entries = [] if self.left or self.zero_copy else self._next_run(None)
+            entries = [] if self.left or self.zero_copy or last_lsn is not None else self._next_run(None)
             if self._run is None:
-                return self._one_batch(entries)
+                return self._one_batch(entries, last_lsn)
             self.pending, self._at = iter(entries), self.window.place_of(self._run) + FRAME_PREFIX.size
         body_bytes, count, lsn, appended_at, _, _, _, writer = FRAME_REST.unpack_from(self.window.data, self._at)
         self._at += FRAME_BYTES + body_bytes
@@ -194,12 +194,12 @@ class Reading(Generic[B]):
         self.count(self._left)
         return cast("ReadBatch[B]", batch)
 
-    def _one_batch(self, entries: list[WALEntry[B]]) -> ReadBatch[B] | None:
+    def _one_batch(self, entries: list[WALEntry[B]], last_lsn: int | None) -> ReadBatch[B] | None:
         """Of a run of one frame, or of the frame that comes next."""
         if entries:
             self.frame, self.whole = cast("Frame", self.cursor.last), True
         else:
-            entries = self.next_entries(None, to_keep=True)
+            entries = self.next_entries(last_lsn, to_keep=True)
         if not entries:
             return None
         self.count()

@@ -7,10 +7,10 @@ log that was made anew in the same place has another batch there, or ends before
 
 from walpool.errors import CorruptLog
 from walpool.format.frame import Frame
-from walpool.read.seek import seek
 from walpool.read.source import Source
 from walpool.read.walk import Walk
 from walpool.read.window import FrameWindow
+from walpool.shared.seek import seek
 
 
 def recognise(source: Source, last: Frame | None) -> None:

@@ -12,10 +12,10 @@ from walpool.errors import LSNUnavailable
 from walpool.format.frame import Frame
 from walpool.options import RecoveryMode
 from walpool.read.cursor import Cursor
-from walpool.read.seek import last_head
 from walpool.read.source import Source
 from walpool.read.window import FrameWindow
 from walpool.shared.control import known_segments
+from walpool.shared.seek import last_head
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

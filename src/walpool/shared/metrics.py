@@ -17,6 +17,7 @@ from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import COMMIT, LOCKS, SYNC_NS, SYNCS, Control, LogState
 from walpool.shared.counters import ProcessCounters, counters_of
+from walpool.shared.cursors.lag import cursor_rows
 from walpool.shared.figures.fields import SHOWN_BY_BOTH, TOTALS, Failures, ReaderRow
 from walpool.shared.figures.histogram import BUCKETS, Histogram
 from walpool.shared.figures.snapshot import ProcessNames, Snapshot, writer_row
@@ -143,7 +144,8 @@ class WALMetrics:
         holder = control.appending_slot(commit)
         state = control.state()
         rows = read_rows(directory)
-        living = {slot: slots.owner_of(control, slot) for slot in _living(directory, rows)}
+        cursors, consumers = cursor_rows(directory, control, state)
+        living = {slot: slots.owner_of(control, slot) for slot in _living(directory, rows) if slot not in consumers}
         by_slot = {row.slot: row for row in rows}
         totals = {name: sum(row.totals[name] for row in rows) for name in TOTALS}
         failures = Failures(*(totals[kind] for kind in Failures._fields))
@@ -181,6 +183,7 @@ class WALMetrics:
             readers=tuple(
                 ReaderRow(first_lsn, max(0, state.next_lsn - first_lsn)) for first_lsn in all_pins(directory)
             ),
+            cursors=cursors,
             lock_wait=_with_rest(_merged(rows, LOCK_WAIT), totals["batches"], 0),
             sync_duration=_merged(rows, SYNC),
             append_duration=_merged(rows, APPEND),

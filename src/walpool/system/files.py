@@ -161,7 +161,7 @@ def wipe(fd: int, start: int, end: int) -> bool:
 class Directory(Descriptor):
     """An open directory; every name in it is looked up through its descriptor."""
 
-    _ours = False  # set once we are to write here: then files that anyone may write are refused, too
+    is_ours = False  # set once we are to write here: then files that anyone may write are refused, too
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises LogNotFound when nothing is there, UnsafeLog when it is not a directory or a symlink."""
@@ -191,11 +191,11 @@ class Directory(Descriptor):
             return None
         return "another directory is there" if stat.S_ISDIR(found.st_mode) else "something else is there"
 
-    def again(self) -> "Directory":
-        """The same directory, through a descriptor of its own. An OSError passes."""
+    def again(self, name: str = ".") -> "Directory":
+        """The same directory, or one in it, through a descriptor of its own. An OSError passes."""
         mine = Directory.__new__(Directory)
-        Descriptor.__init__(mine, self.path)
-        mine._open(".", READ | os.O_DIRECTORY, dir_fd=self.fd)
+        Descriptor.__init__(mine, self.path if name == "." else self.join(name))
+        mine._open(name, READ | os.O_DIRECTORY, dir_fd=self.fd)
         mine.stat = calls.fstat(mine.fd)
         mine.is_moving = False
         return mine
@@ -252,7 +252,9 @@ class Directory(Descriptor):
                 f" nor to the directory's owner ({self.stat.st_uid}), nor to a group that the directory is shared with:"
                 " write as one user, or make the log with mode=0o660 in a group of all that write to it",
             )
-        if self._ours and found.st_mode & stat.S_IWOTH:  # a reader may meet it: media without modes show every file so
+        if (
+            self.is_ours and found.st_mode & stat.S_IWOTH
+        ):  # a reader may meet it: media without modes show every file so
             raise UnsafeLog(path, "refused: anyone can write to the file; take that permission away (chmod o-w)")
 
     def _give_to_group(self, file: File) -> None:
@@ -345,4 +347,4 @@ class Directory(Descriptor):
             )
         if self.stat.st_mode & stat.S_IWOTH:
             raise UnsafeLog(self.path, "anyone can write to the directory; take that permission away (chmod o-w)")
-        self._ours = True
+        self.is_ours = True

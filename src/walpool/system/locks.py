@@ -242,13 +242,13 @@ class ByteLocks:
             raise typed_error(error, self._file.path) from error
         return True
 
-    def release(self, byte: int) -> None:
+    def release(self, byte: int, count: int = 1) -> None:
         with typed_errors(self._file.path):
-            calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte, 1))
+            calls.fcntl(self._file.fd, _OFD_SETLK, _flock(fcntl.F_UNLCK, byte, count))
 
-    def held_by_others(self, bytes_end: int, *, shared: bool = False) -> Iterator[int]:
-        """Bytes below `bytes_end` that another open file description holds, in order; or those that it shares."""
-        ranges = [(0, bytes_end)]
+    def held_by_others(self, bytes_end: int, *, first: int = 0, shared: bool = False) -> Iterator[int]:
+        """Bytes from `first` to below `bytes_end` that another open file description holds, in order, or shares."""
+        ranges = [(first, bytes_end)]
         while ranges:
             low, high = ranges.pop()
             if low >= high:
@@ -260,13 +260,13 @@ class ByteLocks:
             if kind == fcntl.F_UNLCK:
                 continue
             # The kernel names some lock in the range, not the lowest, and merges neighbours of one holder.
-            first = max(low, start)
+            begin = max(low, start)
             end = min(high, start + length) if length else high
-            if first > low:
-                ranges += [(end, high), (first, end), (low, first)]  # what is lower comes first
+            if begin > low:
+                ranges += [(end, high), (begin, end), (low, begin)]  # what is lower comes first
                 continue
             if kind == fcntl.F_RDLCK or not shared:
-                yield from range(first, end)
+                yield from range(begin, end)
             ranges.append((end, high))
 
 

@@ -102,6 +102,52 @@ def make_directory(directory: Directory, name: str) -> None:
         raise
 
 
+def subdirectory(directory: Directory, name: str) -> Directory:
+    """A directory in a log's, of somebody we trust. FileNotFoundError passes."""
+    path = directory.join(name)
+    try:
+        found = directory.again(name)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise no_directory(error, path) from error
+    shared = directory.stat.st_mode & stat.S_IWGRP and found.stat.st_gid == directory.stat.st_gid
+    if found.stat.st_uid not in (os.geteuid(), directory.stat.st_uid, 0) and not shared:
+        found.close()
+        raise UnsafeLog(
+            path,
+            f"refused: the directory belongs to user {found.stat.st_uid}, and neither to this process (user"
+            f" {os.geteuid()}) nor to the log's owner ({directory.stat.st_uid})",
+        )
+    if directory.is_ours and found.stat.st_mode & stat.S_IWOTH:
+        found.close()
+        raise UnsafeLog(path, "refused: anyone can write to the directory; take that permission away (chmod o-w)")
+    found.is_ours = directory.is_ours
+    return found
+
+
+def make_subdirectory(directory: Directory, name: str) -> Directory:
+    """The same, made if need be, for whomever the log is for: also where somebody was killed who made half of it."""
+    try:
+        make_directory(directory, name)
+    except FileExistsError:
+        pass
+    made = subdirectory(directory, name)
+    mode = stat.S_IMODE(directory.stat.st_mode)
+    if made.stat.st_uid != os.geteuid() or stat.S_IMODE(made.stat.st_mode) == mode:
+        return made
+    try:
+        with typed_errors(made.path):
+            if mode & stat.S_IWGRP and made.stat.st_gid != directory.stat.st_gid:
+                calls.fchown(made.fd, -1, directory.stat.st_gid)
+            calls.fchmod(made.fd, mode)  # whatever the umask
+            made.stat = calls.fstat(made.fd)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
 def remove_directory(directory: Directory, name: str) -> None:
     """An empty one, if it is there."""
     with typed_errors(directory.join(name)):

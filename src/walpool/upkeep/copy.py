@@ -17,7 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 from walpool.errors import CorruptLog, LogBusy, LogNotFound, UnsafeLog, WALError
-from walpool.format.names import CHECKPOINT, ORIGIN, parse_segment_name, segment_name
+from walpool.format.names import CHECKPOINT, CURSORS, ORIGIN, parse_segment_name, segment_name
 from walpool.options import RecoveryMode
 from walpool.read.scan import scan_segment
 from walpool.read.source import wait_for_append
@@ -26,6 +26,7 @@ from walpool.read.window import FrameWindow
 from walpool.shared.catalog import CHUNK_BYTES, header_is_torn, list_segments
 from walpool.shared.checkpoint import read_checkpoint, write_checkpoint
 from walpool.shared.control import Control, ControlUnusable
+from walpool.shared.cursors.positions import Found, find_positions, make_cursors, open_cursors, write_new
 from walpool.shared.origin import new_origin, write_origin
 from walpool.shared.pins import Pin
 from walpool.system.failures import in_words, typed_errors
@@ -40,7 +41,7 @@ logger = logging.getLogger("walpool")
 
 Progress = Callable[[int, int], None]  # bytes copied, bytes there are
 TEMPORARY = ".walpool-copy"  # behind the name of the copy that is being made
-FILES = (CHECKPOINT, ORIGIN)  # what a copy holds besides segments, each also with `.tmp`
+FILES = (CHECKPOINT, ORIGIN)  # what a copy holds besides segments and cursors, each also with `.tmp`
 ATTEMPTS = 5  # to copy anything of a log that retention removes meanwhile, all of it
 
 
@@ -76,9 +77,10 @@ class _End(NamedTuple):
 def copy(path: str | os.PathLike[str], dest: str | os.PathLike[str], progress: Progress | None = None) -> CopyReport:
     """Copy the log at `path` to `dest`, which must not exist and is a log of its own, while writers write.
 
-    The copy has every entry that was published when it was begun, from the first that retention has left, and the
-    checkpoint; it is verified and on disk when this returns. A pin keeps retention from what is not copied yet, up to
-    `Retention.max_pinned_bytes`; beyond that the copy starts later. Whatever is raised, there is no `dest` then.
+    The copy has every entry that was published when it was begun, from the first that retention has left, the
+    checkpoint, and each cursor where it was then; it is verified and on disk when this returns. A pin keeps retention
+    from what is not copied yet, up to `Retention.max_pinned_bytes`; beyond that the copy starts later. Whatever is
+    raised, there is no `dest` then.
 
     Args:
         path: the log's directory.
@@ -147,6 +149,7 @@ def _take_place(parent: Directory, name: str) -> Directory:
 
 
 def _empty(work: Directory) -> None:
+    _remove_cursors(work)
     names = work.names()
     strange = [name for name in names if parse_segment_name(name) is None and name.removesuffix(".tmp") not in FILES]
     if strange:
@@ -161,6 +164,7 @@ def _discard(parent: Directory, name: str, work: Directory) -> None:
     try:
         if parent.leads_to(name, work):
             parent.rename(name, temporary)
+        _remove_cursors(work)
         for each in work.names():
             work.unlink(each)
         remove_directory(parent, temporary)
@@ -184,6 +188,7 @@ class _Made(NamedTuple):
 def _fill(source: Directory, work: Directory, progress: Progress) -> _Made:
     for _ in range(ATTEMPTS):
         checkpoint = _checkpoint(source)  # before the end is noted: it is never above what the log has
+        cursors = find_positions(source)  # likewise
         pin = _pin(source)
         try:
             end = _note_end(source)
@@ -196,6 +201,7 @@ def _fill(source: Directory, work: Directory, progress: Progress) -> _Made:
             continue  # retention has removed all that there was, or a recovery has made the log another one
         if checkpoint:
             write_checkpoint(work, checkpoint, made[1])
+        _write_cursors(source, work, cursors, made[1])
         write_origin(work, new_origin(made[0].first_lsn), made[1], durable=True)  # an id of its own
         return made[0]
     raise LogBusy(f"{source.path}: retention removed segments faster than they were copied, {ATTEMPTS} times")
@@ -207,6 +213,29 @@ def _checkpoint(source: Directory) -> int:
     except CorruptLog as error:
         logger.warning("%s; the copy has none", error)
         return 0  # then nothing is covered: more is kept, never less
+
+
+def _write_cursors(source: Directory, work: Directory, found: list[Found], file_mode: int) -> None:
+    if not found:
+        return
+    with make_cursors(work) as cursors:
+        for name, position, problem in found:
+            if position is None:
+                logger.warning("%s: %s; the copy does not have it", source.join(f"{CURSORS}/{name}"), problem)
+            else:
+                write_new(cursors, name, position, file_mode)
+        set_mode(cursors, source.stat.st_mode & 0o7777)
+        cursors.sync()
+
+
+def _remove_cursors(work: Directory) -> None:
+    """Of a copy that is not whole."""
+    cursors = open_cursors(work)
+    if cursors is not None:
+        with cursors:
+            for name in cursors.names():
+                cursors.unlink(name)
+        remove_directory(work, CURSORS)
 
 
 def _pin(source: Directory) -> Pin | None:

@@ -10,10 +10,10 @@ from walpool.errors import LogFull, WALError
 from walpool.format.frame import FRAME_BYTES
 from walpool.format.header import HEADER_BYTES, WALHeader
 from walpool.format.names import PREPARED, segment_name
-from walpool.read.seek import seek
 from walpool.read.walk import Extent, Walk
 from walpool.read.window import FrameWindow
 from walpool.shared.catalog import CHUNK_BYTES, Segment, file_holds_frames, is_zero, open_segment
+from walpool.shared.seek import seek
 from walpool.system.files import CREATE, WRITE, Directory, File
 from walpool.system.mapped import written_end
 

@@ -12,12 +12,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from walpool.errors import CorruptLog
-from walpool.format.names import segment_name
+from walpool.format.names import MAX_LSN, segment_name
 from walpool.opening.opening import OpenLog, maintenance
 from walpool.options import Retention, WriterOptions
 from walpool.shared.catalog import list_segments, open_segment
 from walpool.shared.checkpoint import read_checkpoint
 from walpool.shared.control import LogState, known_segments
+from walpool.shared.cursors.positions import oldest_wanted
 from walpool.shared.origin import Origin, new_origin, read_origin, write_origin
 from walpool.shared.pins import Removal, oldest_pin
 from walpool.shared.poison import refuse_poisoned
@@ -43,21 +44,36 @@ class PruneReport:
         bytes: that were in use in them.
         first_lsn: the first that is available now.
         held_by_pins: how many segments a rule would remove and a reader's pin keeps.
+        held_by_cursors (default 0): how many a rule would remove and a cursor keeps.
     """
 
     removed: tuple[int, ...]
     bytes: int
     first_lsn: int
     held_by_pins: int
+    held_by_cursors: int = 0
+
+
+class Wanted(NamedTuple):
+    """The first LSN that somebody has not read yet; MAX_LSN: nobody wants any."""
+
+    pin: int = MAX_LSN  # of a reader
+    cursor: int = MAX_LSN
+
+
+class Removable(NamedTuple):
+    gone: int  # of the oldest segments, so many go
+    by_pins: int = 0  # and so many more would, without pins,
+    by_cursors: int = 0  # or without cursors
 
 
 def removable(
-    sealed: list[SealedSegment], active_bytes: int, rule: Retention, checkpoint: int, pin: int, now_ns: int
-) -> tuple[int, int]:
-    """How many of the oldest segments go, and how many more would without pins. Decides, touches nothing."""
+    sealed: list[SealedSegment], active_bytes: int, rule: Retention, checkpoint: int, wanted: Wanted, now_ns: int
+) -> Removable:
+    """Which of the oldest segments go. Decides, touches nothing."""
     total = sum(segment.bytes for segment in sealed) + active_bytes
     count = len(sealed) + 1
-    gone = held = 0
+    gone = by_pins = by_cursors = 0
     for segment in sealed:
         covered = rule.checkpointed and segment.next_lsn - 1 <= checkpoint
         too_many = rule.max_segments is not None and count > rule.max_segments
@@ -65,15 +81,16 @@ def removable(
         too_old = rule.max_age is not None and now_ns - segment.sealed_ns > rule.max_age * 1e9
         if not (covered or too_many or too_large or too_old):
             break
-        if segment.next_lsn > pin and total <= rule.max_pinned_bytes:
-            held += 1
-        elif held:
+        if segment.next_lsn > min(wanted) and total <= rule.max_pinned_bytes:
+            by_pins += segment.next_lsn > wanted.pin
+            by_cursors += segment.next_lsn > wanted.cursor
+        elif by_pins or by_cursors:
             break  # oldest first: nothing goes from behind a segment that is kept
         else:
             gone += 1
         count -= 1
         total -= segment.bytes
-    return gone, held
+    return Removable(gone, by_pins, by_cursors)
 
 
 def apply_retention(log: OpenLog, options: WriterOptions) -> PruneReport:
@@ -90,14 +107,18 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
     sealed = [_sealed(directory, *pair) for pair in pairwise(segments)]
     if rule.max_age is not None:
         sealed = _dated(directory, sealed, clock.time_ns())
-    pin = oldest_pin(directory)
-    gone, held = removable(sealed, state.tail, rule, read_checkpoint(directory), pin, clock.time_ns())
+    with typed_errors(directory.path):
+        wanted = Wanted(oldest_pin(directory), oldest_wanted(directory) if rule.cursors else MAX_LSN)
+    found = removable(sealed, state.tail, rule, read_checkpoint(directory), wanted, clock.time_ns())
+    gone, by_pins = found.gone, found.by_pins
     if not dry_run and gone:
         with typed_errors(directory.path), closing(Removal(directory)) as removal:
             # What nobody had pinned when we looked, somebody may have pinned since.
-            late = (at for at in range(gone) if sealed[at].next_lsn <= pin and not removal.shut_out(segments[at]))
+            late = (
+                at for at in range(gone) if sealed[at].next_lsn <= wanted.pin and not removal.shut_out(segments[at])
+            )
             free = next(late, gone)
-            gone, held = free, held + gone - free
+            gone, by_pins = free, by_pins + gone - free
             if gone:
                 _note(directory, segments[gone], state.last_append_ns)
             for segment in sealed[:gone]:
@@ -107,7 +128,8 @@ def prune(directory: Directory, state: LogState, rule: Retention, *, dry_run: bo
         removed=tuple(segment.first_lsn for segment in sealed[:gone]),
         bytes=sum(segment.bytes for segment in sealed[:gone]),
         first_lsn=segments[gone] if segments else 1,
-        held_by_pins=held,
+        held_by_pins=by_pins,
+        held_by_cursors=found.by_cursors,
     )
 
 

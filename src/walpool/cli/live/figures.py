@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from walpool.cli.exits import one_line
 from walpool.cli.output import amount
-from walpool.shared.figures.fields import Failures, WriterRow
+from walpool.shared.figures.fields import CursorRow, Failures, WriterRow
 from walpool.shared.figures.histogram import Histogram
 from walpool.shared.figures.snapshot import Snapshot
 
@@ -53,6 +53,14 @@ def writer_cells(row: WriterRow, *, killed: bool = False) -> tuple[str, ...]:
         f"{row.buffered_bytes:,}",
         ENDED if killed else row.state,
     )
+
+
+def cursor_text(row: CursorRow) -> str:
+    """How far it is behind, and what is wrong with it."""
+    behind = f"{row.lag_entries:,} entries, {amount(row.lag_bytes)}, {duration(row.lag_seconds)} behind"
+    missed = f"; missed {row.missed:,} entries" if row.missed else ""
+    problem = f"; {one_line(row.problem)}" if row.problem else ""
+    return f"{row.name} at LSN {row.position:,}, {behind}{missed}{'' if row.is_open else '; not open'}{problem}"
 
 
 def pid_cell(row: WriterRow) -> str:

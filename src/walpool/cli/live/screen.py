@@ -21,7 +21,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, Sparkline, Static
 
 from walpool.cli.exits import one_line
-from walpool.cli.live.figures import ENDED, aligned, duration, rate, spread
+from walpool.cli.live.figures import ENDED, aligned, cursor_text, duration, rate, spread
 from walpool.cli.live.watch import Look, Watch, as_dict, errors, who
 from walpool.cli.output import amount
 from walpool.errors import WALError
@@ -290,5 +290,6 @@ def bars(found: Histogram) -> list[str]:
 
 def below(now: Snapshot) -> list[str]:
     lines = [f"reader on LSN {row.first_lsn:,}, {row.lag:,} behind" for row in now.readers]
+    lines += [f"cursor {cursor_text(row)}" for row in sorted(now.cursors, key=lambda row: -row.lag_entries)[:4]]
     lines += [f"{who(row)}: {one_line(row.last_error)}" for row in errors(now)[:4]]
-    return lines or ["no reader holds a pin; no errors"]
+    return lines or ["no cursor; no reader holds a pin; no errors"]

@@ -103,6 +103,9 @@ def line(look: Look, clock_text: str) -> str:
         parts.append(f"lock waits p99 {duration(since.lock_wait.quantile(0.99))}")
     if since.failures:
         parts.append(f"{since.failures:,} failed")
+    behind = max(now.cursors, key=lambda row: row.lag_entries, default=None)
+    if behind is not None and behind.lag_entries:
+        parts.append(f"cursor {behind.name} {behind.lag_entries:,} behind, {duration(behind.lag_seconds)}")
     parts += [f"{who(row)}: {one_line(row.last_error)}" for row in errors(now)[:1]]
     return "  ".join(parts)
 

@@ -34,6 +34,7 @@ class By(StrEnum):
     LEADER = "sync leader"
     ROWS = "slot rows"
     FILE = "checkpoint file"
+    CURSORS = "cursors' files"
     LOCKS = "kernel locks"
     LOOK = "whoever looks"
     PROCESS = "this process"  # that takes the snapshot: of its own readers
@@ -195,6 +196,31 @@ class ReaderRow:
 
 
 @dataclass(frozen=True, slots=True)
+@table()
+class CursorRow:
+    """One cursor, or one part of a group."""
+
+    name: Annotated[str, Figure(F, "", "its name; of a part, NAME@PARTofMEMBERS", By.CURSORS)]
+    position: Annotated[int, Figure(
+        G, "LSN", "the last LSN that it has committed; 0 before the first", By.CURSORS, "cursor_position_lsn",
+        label="cursor")]
+    lag_entries: Annotated[int, Figure(
+        G, "entries", "entries that a cursor has not committed", By.LOOK, "cursor_lag_entries", label="cursor")]
+    lag_bytes: Annotated[int, Figure(
+        G, "bytes", "bytes of frames that a cursor has not committed", By.LOOK, "cursor_lag_bytes",
+        note="of those that are still there", label="cursor")]
+    lag_seconds: Annotated[float, Figure(
+        G, "seconds", "how long ago the first entry was appended that a cursor has not committed; 0.0 when there is"
+        " none", By.LOOK, "cursor_lag_seconds", label="cursor")]
+    missed: Annotated[int, Figure(
+        G, "entries", "entries that retention has removed before a cursor committed them", By.LOOK,
+        "cursor_missed_entries", label="cursor")]
+    is_open: Annotated[bool, Figure(F, "", "whether somebody has it open", By.LOCKS)]
+    pid: Annotated[int, Figure(F, "", "the process id of who has; 0 when nobody has, or it is not known", By.LOCKS)]
+    problem: Annotated[str, Figure(F, "", "what is wrong with its file; empty when nothing is", By.LOOK)] = ""
+
+
+@dataclass(frozen=True, slots=True)
 @table(lock_waits="failures_by_kind", sync_waits="lock_holder")
 class LogFigures(Counted):
     """What a snapshot tells of the log."""
@@ -250,6 +276,8 @@ class LogFigures(Counted):
     readers: Annotated[tuple[ReaderRow, ...], Figure(
         G, "entries", "places that readers with a pin hold, and how many entries they are behind", By.LOCKS,
         "reader_lag_entries", note="Prometheus has the last of them")]
+    cursors: Annotated[tuple[CursorRow, ...], Figure(
+        F, "", "cursors, and the parts of groups, by name", By.CURSORS)]
     lock_wait: Annotated[Histogram, Figure(
         H, "seconds", "how long appends waited for the append lock; those that did not wait count as 0", By.ROWS,
         "lock_wait_seconds", HISTOGRAMS[0],
@@ -279,6 +307,7 @@ UNSEEN = {
 # fmt: on
 
 OF_WRITER = figures_of(WriterRow)
+OF_CURSOR = figures_of(CursorRow)
 OF_LOG = figures_of(LogFigures)
 SHOWN_BY_BOTH = tuple(figures_of(Counted))
 THIS_PROCESS = tuple(name for name, figure in OF_LOG.items() if figure.by is By.PROCESS)

@@ -2,7 +2,16 @@
 
 from dataclasses import asdict, dataclass
 
-from walpool.shared.figures.fields import OF_LOG, OF_WRITER, Failures, LogFigures, ReaderRow, WriterRow, table
+from walpool.shared.figures.fields import (
+    OF_LOG,
+    OF_WRITER,
+    CursorRow,
+    Failures,
+    LogFigures,
+    ReaderRow,
+    WriterRow,
+    table,
+)
 from walpool.shared.figures.histogram import Histogram
 from walpool.shared.rows_file import ROWS, SHARED_ROW
 from walpool.shared.slot_rows import IDLE, STATES, RowValues
@@ -58,7 +67,7 @@ class Snapshot(LogFigures):
         )
 
 
-def _row_as_dict(row: WriterRow | ReaderRow) -> dict[str, object]:
+def _row_as_dict(row: WriterRow | ReaderRow | CursorRow) -> dict[str, object]:
     if not isinstance(row, WriterRow):
         return asdict(row)
     return {name: getattr(row, name) for name in OF_WRITER} | {"failures_by_kind": row.failures_by_kind._asdict()}

@@ -73,6 +73,23 @@ def last_head(
             best = found
 
 
+def exact_head(segment: Segment, lsn: int, limit: int) -> Head | None:
+    """The frame that holds `lsn`, by what headers claim: where `last_head` ends, one read more, and steps in it."""
+    best = last_head(segment, limit, lambda head: head.first_lsn, lsn)
+    if best is None:
+        return None
+    data = segment.file.read(2 * PROBE_BYTES, best.offset)
+    base, marker = best.offset, segment.header.marker
+    at = best.end - base
+    while at + FRAME_BYTES <= min(len(data), limit - base) and FRAME_PREFIX.unpack_from(data, at)[0] == marker:
+        body_bytes, entries, first_lsn, appended_at, *_ = FRAME_REST.unpack_from(data, at + FRAME_PREFIX.size)
+        if first_lsn > lsn or not entries:
+            break
+        best = Head(base + at, base + at + FRAME_BYTES + body_bytes, first_lsn, appended_at)
+        at = best.end - base
+    return best
+
+
 def _head(segment: Segment, offset: int, limit: int) -> Head | None:
     """What a frame at `offset` claims, if one may stand there."""
     data = segment.file.read(FRAME_BYTES, offset) if limit - offset >= FRAME_BYTES else b""
