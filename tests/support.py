@@ -233,6 +233,11 @@ def reap(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a child of ours has, which is reaped later."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def waits_for_flock(pid: int) -> bool:
     """Whether the kernel has this process in line for a flock (Linux)."""
     lines = Path("/proc/locks").read_text().splitlines()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import workers
-from tests.support import Channel, Start, keys, reap, run_threads, until, waits_for_flock
+from tests.support import Channel, Start, has_ended, keys, reap, run_threads, until, waits_for_flock
 from walpool import LogBusy, SyncMode, WALEntry, WALWriter
 
 
@@ -124,7 +124,7 @@ def fork_while_a_thread_stands_inside(channel: Channel, log: Path) -> list[bytes
             code = 0
         finally:
             os._exit(code)
-    until(lambda: waits_for_flock(pid), "the child waits for the lock that its parent's thread holds")
+    until(lambda: waits_for_flock(pid) or has_ended(pid), "the child waits for the lock that its parent's thread holds")
     release.set()
     thread.join(60)
     assert reap(pid) == 0
