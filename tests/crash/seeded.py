@@ -1216,9 +1216,16 @@ BUGS = [
     Bug(
         "a batch of a run is taken for one that was given",
         "read/reading.py",
-        "self._run, self._left = run, -1",
+        "self._run, self._left, self._given = run, -1, 0",
         "self._run = run",
         "tests/read/test_runs.py -k as_long_as",
+    ),
+    Bug(
+        "the bytes of a batch of a run count with the run's end",
+        "read/reading.py",
+        "self.bytes - self._run.bytes + self._given",
+        "self.bytes - self._run.bytes",
+        "tests/read/test_runs.py -k bytes_of_a_batch",
     ),
     Bug(
         "of a body, what is kept begins an entry early",

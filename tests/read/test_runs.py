@@ -250,3 +250,17 @@ def test_whatever_is_asked_for_in_whatever_turns_is_what_stands_there(log: Path,
                         start, read, handed = lsn, 0, 0
         assert [entry.lsn for entry in reader] == list(range(lsn, end)), (seed, turn)
         reader.close()
+
+
+def test_bytes_of_a_batch_count_when_it_is_given(log: Path) -> None:
+    """Also of one that was read together with those behind it; and once those were begun otherwise, none twice."""
+    counters = counters_of(str(log))
+    frames = frames_of(log)
+    with WALReader(log) as reader:
+        for number in range(7):
+            assert next(reader.batches()).count == frames[number][1]
+            assert counters.values()["bytes_read"] == sum(size for _, _, size in frames[: number + 1])
+        assert reader.read_entry() is not None
+        assert counters.values()["bytes_read"] >= sum(size for _, _, size in frames[:7])
+        assert len(list(reader)) > 9
+        assert counters.values()["bytes_read"] == sum(size for _, _, size in frames)

@@ -100,9 +100,7 @@ class Reading(Generic[B]):
         self.frame: Frame  # the last one decoded
         self.pending: Iterator[WALEntry[B]] = iter(())  # what is left of the batch, or the run, in hand
         self._run: Run | None = None  # in hand: several batches
-        self._at = self._left = (
-            0  # of a run that is given batch by batch: where in the window the next one is, and `left`
-        )
+        self._given = self._left = 0  # of a run that is given batch by batch: bytes that were, and `left`
         self.whole = True  # the batch that was given last is all of its frame
         self._idle = False  # the last look gave nothing
         self.entries = self.batches = self.bytes = 0
@@ -140,7 +138,7 @@ class Reading(Generic[B]):
             run = run._replace(entries=views_of(self.window.data, self.window.place_of(run), run))
         cursor.lsn, cursor.last = run.next_lsn, run.last
         if run.batches > 1:
-            self._run, self._left = run, -1  # no batch of it was given as one
+            self._run, self._left, self._given = run, -1, 0  # no batch of it was given as one
         self._idle = False
         self.entries += run.count
         self.batches += run.batches
@@ -186,9 +184,10 @@ class Reading(Generic[B]):
             entries = [] if self.left or self.zero_copy or last_lsn is not None else self._next_run(None)
             if self._run is None:
                 return self._one_batch(entries, last_lsn)
-            self.pending, self._at = iter(entries), self.window.place_of(self._run) + FRAME_PREFIX.size
-        body_bytes, count, lsn, appended_at, _, _, _, writer = FRAME_REST.unpack_from(self.window.data, self._at)
-        self._at += FRAME_BYTES + body_bytes
+            self.pending = iter(entries)
+        at = self.window.place_of(self._run) + self._given + FRAME_PREFIX.size
+        body_bytes, count, lsn, appended_at, _, _, _, writer = FRAME_REST.unpack_from(self.window.data, at)
+        self._given += FRAME_BYTES + body_bytes
         batch = tuple.__new__(ReadBatch, (lsn, count, appended_at, writer, list(islice(self.pending, count))))
         self._left, self.whole = self.left, True
         self.count(self._left)
@@ -274,7 +273,8 @@ class Reading(Generic[B]):
         handed, (entries, size) = self.entries - left, self._counted
         if handed > entries:
             counts = self._counts
-            read = self.bytes if not left or self._run is None else self.bytes - self._run.bytes  # it may be split
+            # A run may be split: what was not given of it as batches comes with its end.
+            read = self.bytes if not left or self._run is None else self.bytes - self._run.bytes + self._given
             counts["reads_total"] += handed - entries
             counts["bytes_read"] += read - size
             self._counted = handed, read
