@@ -86,14 +86,14 @@ OUTER = ("put", "sync", "rotate", "checkpoint", "snapshot", "read", "open", "clo
 
 
 def interrupt_everything(
-    channel: Channel, log: Path, mode: SyncMode, outer: str, step: int, by_core: bool
+    channel: Channel, log: Path, mode: SyncMode, outer: str, step: int, by_core: bool, inner: tuple[str, ...] = ()
 ) -> tuple[list[bytes], list[bytes], Counter[str]]:
     with appends_by(by_core):
-        return _interrupt_everything(log, mode, outer, step)
+        return _interrupt_everything(log, mode, outer, step, inner)
 
 
 def _interrupt_everything(
-    log: Path, mode: SyncMode, outer: str, step: int
+    log: Path, mode: SyncMode, outer: str, step: int, inner: tuple[str, ...]
 ) -> tuple[list[bytes], list[bytes], Counter[str]]:
     warnings.simplefilter("error")
     actors = Actors(log, mode)
@@ -109,7 +109,8 @@ def _interrupt_everything(
             ends[f"{name}: {type(error).__name__}"] += 1
 
     calls = actors.calls()
-    names = [name for other in calls for name in ("put", other)]  # which does most harm where it should be refused
+    # "put" does most harm where it should be refused.
+    names = inner or tuple(name for other in calls for name in ("put", other))
     n = 1
     while True:
         at = Interruption(n, handle, bytecodes=False)
@@ -125,6 +126,15 @@ def _interrupt_everything(
     actors.other.close()
     actors.reader.close()
     return actors.acknowledged, actors.raised, ends
+
+
+@pytest.mark.parametrize("outer", ["checkpoint", "prune"])
+def test_the_lock_of_maintenance_is_known_to_be_ours_whenever_it_is(child: Start, memory: Path, outer: str) -> None:
+    """Also between the system's call that takes it and our hearing of it."""
+    log = memory / "log"
+    _, _, ends = child(interrupt_everything, log, SyncMode.NORMAL, outer, 1, False, ("prune", "checkpoint")).result()
+    assert ends["prune: LogBusy"] > 2 and ends["checkpoint: LogBusy"] > 2, ends
+    assert ends["prune: worked"] > 2 and ends["checkpoint: worked"] > 2, ends
 
 
 @pytest.mark.parametrize("mode", list(SyncMode))

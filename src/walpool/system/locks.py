@@ -282,7 +282,7 @@ class Maintenance(io.FileIO):
     interrupt comes in between.
     """
 
-    _thread = 0  # that holds it
+    _thread = 0  # that holds it, or is about to
 
     def __init__(self, directory: Directory, name: str, timeout_s: float | None, file_mode: int) -> None:
         file = directory.open_or_create(name, lock_mode(file_mode))
@@ -298,6 +298,9 @@ class Maintenance(io.FileIO):
         try:
             if any(other._place == self._place and other.is_ours() for other in members(_maintenances)):
                 raise itself(self._path)
+            # Before it is: who interrupts us when it is, and we have not heard yet, must not wait for us.
+            self._thread = threading.get_ident()
+            _maintenances.add(self)
             deadline = None if self._timeout_s is None else calls.monotonic() + self._timeout_s
             with typed_errors(self._path):
                 while not try_lock(self.fileno()):
@@ -307,8 +310,6 @@ class Maintenance(io.FileIO):
                             " repairs or prunes the log, or states a checkpoint"
                         )
                     calls.sleep(MAINTENANCE_POLL_S)
-            self._thread = threading.get_ident()
-            _maintenances.add(self)
             return self
         except BaseException:
             self.close()
