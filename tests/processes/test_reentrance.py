@@ -191,7 +191,7 @@ def append_in_signals(channel: Channel, log: Path, mode: SyncMode) -> tuple[int,
         while worked[0] + busy[0] < 300:
             writer.put(b"main", b"")
             main += 1
-        ended.append(None)  # one may have come since the last look, and one that is under way does not start the next
+        ended.append(None)  # some may have come since the last look, and one that is under way does not start the next
         signal.setitimer(signal.ITIMER_REAL, 0)
     return worked[0], busy[0], main
 
@@ -201,7 +201,7 @@ def test_a_signal_handler_appends_with_the_writer_that_it_interrupts_or_hears_bu
     child: Start, memory: Path, mode: SyncMode
 ) -> None:
     worked, busy, main = child(append_in_signals, memory / "log", mode).result()
-    assert worked + busy in (300, 301)
+    assert worked + busy >= 300  # a slow put of the main program's is interrupted more than once
     assert Counter(entry.key for entry in read_log(memory / "log")) == Counter(signal=0) | Counter(
         {b"signal": worked, b"main": main}
     )
