@@ -317,6 +317,13 @@ BUGS = [
         ":\n",
         "tests/opening/test_opening.py -k fills_the_state",
     ),
+    Bug(
+        "who comes to lead behind a failed sync tries another",
+        "write/committer.py",
+        "        if self._log.control.is_poisoned:\n            raise self._failed()  # since",
+        "        if False:\n            raise self._failed()  # since",
+        "tests/write/test_sync_modes.py -k just_behind",
+    ),
     # What errors and interrupts show
     Bug(
         "a failed sync does not poison the log",

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support import DEADLINE_S, Channel, Start, keys, reap, run_threads, until
 from walpool import LogFull, SyncFailed, SyncMode, WALEntry, WALMetrics, WALReader, WALWriter
+from walpool.shared.poison import poison
 from walpool.system.calls import calls
 from walpool.write import committer
 from walpool.write.committer import Committer
@@ -545,6 +546,27 @@ def test_a_failed_sync_is_final_for_every_writer_until_the_log_is_opened_again(
         assert writer.put(b"c", b"") == 3
         assert writer.sync() == 3
     assert keys(log) == [b"a", b"b", b"c"]
+
+
+def test_who_comes_to_lead_just_behind_a_failed_sync_tries_none(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """He looked whether the log is poisoned before he had the lock: his sync may succeed, and the disk have nothing."""
+    calls_seen = Recorder(monkeypatch)
+    with WALWriter(log) as writer:
+        writer.put(b"key", b"value")
+        session = writer._handle.open()
+        lock = session.committer._lock
+        try_run = lock.try_run
+
+        def too_late(body: Callable[[], bool]) -> bool | None:
+            poison(session.log.directory, session.log.control, errno.EIO)
+            return try_run(body)
+
+        monkeypatch.setattr(lock, "try_run", too_late)
+        calls_seen.seen.clear()
+        with pytest.raises(SyncFailed):
+            writer.sync()
+        assert durable_lsn(log) == 0
+        assert not [name for call, name in calls_seen.seen if name.endswith(".wal") and call == "fdatasync"]
 
 
 def test_a_full_append_whose_sync_fails_says_so(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

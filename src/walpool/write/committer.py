@@ -150,6 +150,8 @@ class Committer:
         durable_lsn = words[DURABLE]
         if durable_lsn >= lsn:
             return True
+        if self._log.control.is_poisoned:
+            raise self._failed()  # since we looked: a sync may succeed now, and the disk have nothing
         words[LEADING] = self._log.slot + 1
         try:
             self._gather()
