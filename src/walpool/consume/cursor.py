@@ -128,16 +128,6 @@ class Cursor(Life[_Open]):
         """The last LSN that was committed; 0 for a new cursor. Also once it is closed."""
         return 0 if self._committed is None else self._committed.lsn
 
-    @property
-    def name(self) -> str:
-        """As it was opened."""
-        return self._name
-
-    @property
-    def path(self) -> str:
-        """The log's directory, absolute."""
-        return self._path
-
     def commit(self, lsn: int, sync: bool = True) -> int:
         """State that everything up to `lsn` is done: the position then. A lower one changes nothing.
 
@@ -181,13 +171,6 @@ class Cursor(Life[_Open]):
             LogBusy: as `commit`; or another thread's call took longer than `lock_timeout`; it is closed.
         """
         self._end()
-
-    def __enter__(self) -> "Cursor":
-        self._opened()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _unpickle, (self._path, self._name, self._lock_timeout, self._allow_network_fs)

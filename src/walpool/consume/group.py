@@ -251,16 +251,6 @@ class CursorGroup(Life[_Open]):
         held = self._opened().feed.parts.held
         return {part: held[part].committed.lsn for part in sorted(held)}
 
-    @property
-    def name(self) -> str:
-        """The group's, as it was opened."""
-        return self._name
-
-    @property
-    def path(self) -> str:
-        """The log's directory, absolute."""
-        return self._path
-
     def commit(self, lsn: int, sync: bool = True) -> None:
         """State that everything is done that was handed out to this member up to `lsn`; the rest is not committed.
 
@@ -288,13 +278,6 @@ class CursorGroup(Life[_Open]):
             IOFailed, LogFull, LogReplaced, UnsafeLog, LogBusy: as `Cursor.close`.
         """
         self._end()
-
-    def __enter__(self) -> "CursorGroup":
-        self._opened()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _unpickle, (self._path, self._name, self._members, self._lock_timeout, self._allow_network_fs)

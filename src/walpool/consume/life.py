@@ -6,7 +6,7 @@ its own on the next use. After a failed sync it is closed: a slot that is held w
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from walpool.consume.consumer import Consumer
 from walpool.consume.feed import Feed
@@ -42,6 +42,27 @@ class Life(ABC, Generic[Opened]):
         self._open: Opened | None = None
         self._closed = self._is_child = False
         in_forked_children(self, Life._after_fork)
+
+    @property
+    def name(self) -> str:
+        """As it was opened."""
+        return self._name
+
+    @property
+    def path(self) -> str:
+        """The log's directory, absolute."""
+        return self._path
+
+    @abstractmethod
+    def close(self) -> None:
+        """Make durable what was committed, and let another have the name."""
+
+    def __enter__(self) -> Self:
+        self._opened()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     @abstractmethod
     def _open_in(self, consumer: Consumer) -> Opened:
